@@ -1,0 +1,221 @@
+"""What the operator refuses, and with which words: shapes, dtypes, devices, names, and k against the candidates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from .errors import invalid, unknown_name
+from .types import IMPLS, SIMILARITIES, WEIGHTINGS, Blend, Gather, Grid, Lattice, Neighbors, Random, Window
+
+
+def tokens(argument: str, value: object) -> None:
+    """Refuse anything but a floating-point ``(B, N, C)`` tensor."""
+    if not isinstance(value, Tensor):
+        raise invalid(argument, "a tensor (batch, tokens, channels)", type(value).__name__, "pass a torch.Tensor")
+    if value.dim() != 3:
+        fix = "turn a map (B, C, H, W) into tokens with x.flatten(2).transpose(1, 2)"
+        raise invalid(argument, "3 axes (batch, tokens, channels)", f"shape {tuple(value.shape)}", fix)
+    if not value.is_floating_point():
+        raise invalid(argument, "a real floating-point dtype", value.dtype, "convert it with .float()")
+
+
+def alike(first: tuple[str, Tensor], second: tuple[str, Tensor], axes: dict[int, str]) -> None:
+    """Refuse two tensors that differ in a named axis, dtype or device."""
+    (name, a), (other, b) = first, second
+    for axis, meaning in axes.items():
+        if a.shape[axis] != b.shape[axis]:
+            raise invalid(
+                other, f"{a.shape[axis]} {meaning} as in {name}", b.shape[axis], f"give both the same number of {meaning}"
+            )
+    if a.dtype != b.dtype and not torch.is_autocast_enabled(a.device.type):
+        raise invalid(other, f"{a.dtype} as {name}", b.dtype, f"convert one, e.g. {other}.to({name}.dtype)")
+    if a.device != b.device:
+        raise invalid(other, f"device {a.device} as {name}", b.device, f"move one, e.g. {other}.to({name}.device)")
+
+
+def whole(argument: str, value: object, *, at_least: int = 1) -> int:
+    """Return a whole number of at least ``at_least``, or refuse it."""
+    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt) or value < at_least:
+        raise invalid(argument, f"a whole number of at least {at_least}", repr(value), "give such a number")
+    return value  # type: ignore[return-value]  # a SymInt stands for an int while a graph is traced
+
+
+def number(argument: str, value: object, *, above: float | None = None) -> float:
+    """Return a finite real number (above ``above`` if given), or refuse it."""
+    real = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not real or (above is not None and value <= above):  # type: ignore[operator]  # real was tested first
+        expected = "a finite number" + ("" if above is None else f" above {above:g}")
+        raise invalid(argument, expected, repr(value), "give such a number")
+    return float(value)  # type: ignore[arg-type]
+
+
+def name(argument: str, value: object, allowed: Iterable[str]) -> None:
+    """Refuse a name that is not one of ``allowed``, suggesting the closest."""
+    names = tuple(allowed)
+    if not isinstance(value, str) or value not in names:
+        raise unknown_name(argument, value, names)
+
+
+def impl(value: object) -> None:
+    """Refuse an unknown implementation."""
+    name("impl", value, IMPLS)
+
+
+def similarity(value: object) -> None:
+    """Refuse anything but a similarity's name or a ``Blend``."""
+    if isinstance(value, Blend):
+        return
+    if value == "blend":
+        raise invalid("similarity", "a Blend", repr(value), "write similarity=convnn.Blend(0.5)")
+    if not isinstance(value, str) or value not in SIMILARITIES:
+        raise unknown_name("similarity", value, SIMILARITIES, also=" or a convnn.Blend(lam)")
+
+
+def candidates(value: object) -> None:
+    """Refuse anything but ``"all"``, a candidate spec or a 1-d integer tensor."""
+    if isinstance(value, Random | Grid | Window):
+        return
+    if isinstance(value, Tensor):
+        if value.dim() != 1 or value.is_floating_point() or value.dtype == torch.bool or value.numel() == 0:
+            got = f"shape {tuple(value.shape)}, {value.dtype}"
+            fix = "pass the positions of the candidates, shape (r,), dtype int64"
+            raise invalid("candidates", "a 1-d, non-empty integer tensor of positions", got, fix)
+        return
+    specs = {"random": "convnn.Random(32)", "grid": "convnn.Grid(5)", "window": "convnn.Window(3)"}
+    if isinstance(value, str) and value in specs:
+        raise invalid("candidates", "a candidate set", repr(value), f"say how many: candidates={specs[value]}")
+    if value != "all":
+        also = ", a convnn.Random(r), Grid(g), Window(size), or a 1-d tensor of positions"
+        raise unknown_name("candidates", value, ("all",), also=also)
+
+
+def positions(argument: str, value: Tensor, count: int) -> None:
+    """Refuse flat positions outside ``[0, count)``, or given twice."""
+    if torch.compiler.is_compiling() or value.is_meta or value.numel() == 0:
+        return
+    low, high = int(value.min()), int(value.max())
+    if low < 0 or high >= count:
+        raise invalid(argument, f"positions in [0, {count})", f"{low} to {high}", "count tokens of the (padded) keys from 0")
+    if argument == "candidates" and value.unique().numel() != value.numel():
+        raise invalid(argument, "distinct positions", "a position given twice", "pass candidates.unique()")
+
+
+def grid(value: object, keys: int) -> tuple[int, ...]:
+    """Return the keys' grid; a plain sequence is a 1-d grid."""
+    if value is None:
+        return (keys,)
+    if not isinstance(value, tuple | list | torch.Size) or not value:
+        raise invalid("grid", "a tuple of sizes, one per axis", repr(value), "e.g. grid=(height, width)")
+    sizes = tuple(whole("grid", size) for size in value)
+    if math.prod(sizes) != keys:
+        fix = "give the sizes of the map that the keys were flattened from (padding included)"
+        raise invalid("grid", f"sizes whose product is {keys}, the number of keys", sizes, fix)
+    return sizes
+
+
+def query_index(value: object, queries: int, keys_grid: tuple[int, ...]) -> None:
+    """Refuse query positions that are not one per query and inside the grid."""
+    if isinstance(value, Lattice):
+        if len(value.shape) != len(keys_grid):
+            raise invalid("query_index", f"a lattice of {len(keys_grid)} axes", len(value.shape), "give one entry per axis")
+        if math.prod(value.shape) != queries:
+            raise invalid("query_index", f"a lattice of {queries} queries", value.shape, "give the shape of the queries' map")
+        for origin, count, stride, size in zip(value.origin, value.shape, value.stride, keys_grid, strict=True):
+            if origin < 0 or stride < 1 or origin + (count - 1) * stride >= size:
+                raise invalid("query_index", f"a lattice inside the grid {keys_grid}", value, "lower origin, shape or stride")
+        return
+    if not isinstance(value, Tensor) or value.dim() != 1 or value.is_floating_point() or value.dtype == torch.bool:
+        got = f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else repr(value)
+        raise invalid("query_index", "a 1-d integer tensor or a Lattice", got, "pass the queries' positions among the keys")
+    if value.shape[0] != queries:
+        raise invalid("query_index", f"{queries} positions, one per query", value.shape[0], "give one position per query")
+    positions("query_index", value, math.prod(keys_grid))
+
+
+def key_padding_mask(value: object, key: Tensor) -> None:
+    """Refuse a mask that is not a boolean ``(B, M)`` on the keys' device."""
+    if not isinstance(value, Tensor) or value.dtype != torch.bool:
+        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise invalid("key_padding_mask", "a boolean tensor (True: not a neighbour)", got, "convert it with .bool()")
+    if value.shape != key.shape[:2]:
+        expected = f"shape {tuple(key.shape[:2])} (batch, keys)"
+        raise invalid("key_padding_mask", expected, f"shape {tuple(value.shape)}", "give one entry per key")
+    if value.device != key.device:
+        raise invalid("key_padding_mask", f"device {key.device}", value.device, "move it to the keys' device")
+
+
+def enough(k: int, available: int, what: str, fix: str) -> None:
+    """Refuse a k above the number of candidates."""
+    if k > available:
+        raise invalid("k", f"at most {available} ({what})", k, fix)
+
+
+def generator(value: object, spec: object) -> None:
+    """Refuse a generator that is not one, or that has nothing to draw, or a second one."""
+    if isinstance(value, bool) or not isinstance(value, torch.Generator | int):
+        raise invalid("generator", "a torch.Generator, a seed (int) or None", repr(value), "pass one of these")
+    if not isinstance(spec, Random):
+        raise invalid("generator", "None unless candidates are Random", "a generator", "use candidates=convnn.Random(r)")
+    if spec.generator is not None:
+        raise invalid("generator", "None (candidates has a generator already)", "a second one", "give only one of them")
+
+
+def gather(problem: Gather, neighbors_k: int) -> None:
+    """Refuse a weight, bias or weighting that does not fit the values and the k neighbours."""
+    name("weighting", problem.weighting, WEIGHTINGS)
+    number("temperature", problem.temperature, above=0)
+    whole("groups", problem.groups)
+    if not 0 <= number("dropout_p", problem.dropout_p) < 1:
+        raise invalid("dropout_p", "a chance in [0, 1)", problem.dropout_p, "use 0 for none")
+    channels, weight = problem.value.shape[2], problem.weight
+    if weight is None:
+        if problem.groups != 1:
+            raise invalid("groups", "1 where there is no weight", problem.groups, "give a weight, or leave groups out")
+    else:
+        _slot_weight(weight, problem, neighbors_k)
+        channels = weight.shape[0]
+    if problem.bias is not None:
+        if problem.bias.shape != (channels,):
+            got = f"shape {tuple(problem.bias.shape)}"
+            raise invalid("bias", f"shape ({channels},), one per output channel", got, "give one number per channel")
+        alike(("value", problem.value), ("bias", problem.bias), {})
+
+
+def _slot_weight(weight: object, problem: Gather, neighbors_k: int) -> None:
+    if not isinstance(weight, Tensor) or weight.dim() != 3:
+        got = f"shape {tuple(weight.shape)}" if isinstance(weight, Tensor) else type(weight).__name__
+        raise invalid("weight", "shape (C_out, C_in/groups, k)", got, "flatten a convolution's with weight.flatten(2)")
+    channels, groups = problem.value.shape[2], problem.groups
+    if channels % groups or weight.shape[0] % groups:
+        expected = f"a divisor of C_in = {channels} and C_out = {weight.shape[0]}"
+        raise invalid("groups", expected, groups, "choose such a number")
+    if weight.shape[1] != channels // groups:
+        fix = "match the weight's second axis to the values' channels"
+        raise invalid("weight", f"C_in/groups = {channels // groups} in its second axis", weight.shape[1], fix)
+    if weight.shape[2] != neighbors_k:
+        fix = "give one slot per neighbour"
+        raise invalid("weight", f"k = {neighbors_k} slots in its last axis", weight.shape[2], fix)
+    alike(("value", problem.value), ("weight", weight), {})
+
+
+def neighbors(value: object, values: Tensor) -> None:
+    """Refuse neighbours that do not fit the values."""
+    if not isinstance(value, Neighbors):
+        fix = "pass what knn_search returned, or convnn.Neighbors(similarity, index)"
+        raise invalid("neighbors", "a convnn.Neighbors", type(value).__name__, fix)
+    if value.index.dim() != 3 or value.index.dtype != torch.int64:
+        got = f"shape {tuple(value.index.shape)}, {value.index.dtype}"
+        raise invalid("neighbors.index", "int64 of shape (B, N, k)", got, "pass the index of knn_search")
+    if value.similarity.shape != value.index.shape:
+        got = f"shape {tuple(value.similarity.shape)}"
+        raise invalid("neighbors.similarity", f"the shape of the index, {tuple(value.index.shape)}", got, "match them")
+    if value.index.shape[0] != values.shape[0]:
+        expected = f"a batch of {values.shape[0]} as value"
+        raise invalid("neighbors", expected, value.index.shape[0], "search and gather the same batch")
+    positions("neighbors.index", value.index, values.shape[1])
+
+

@@ -1,0 +1,255 @@
+"""Swap the layers of any model for ConvNN or hybrid layers, and report what was swapped."""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from . import checks
+from .errors import ConversionWarning, ConvNNError, invalid, unknown_name
+from .nn.options import NeighborLayer
+from .swap import OPTIONS, attention_kind, conv_kind, is_ours, replacement
+
+To = Literal["convnn", "hybrid"]
+
+
+@dataclass(frozen=True)
+class ConversionRow:
+    """What became of one layer: its names, what it was, what it is now, or why it stayed."""
+
+    names: tuple[str, ...]
+    original: str
+    replacement: str | None
+    parameters_before: int
+    parameters_after: int
+    reason: str = ""
+
+
+@dataclass
+class ConversionReport:
+    """What ``convert`` did to a model, layer by layer; print it for a table.
+
+    Attributes:
+        replaced: a row per layer that was replaced.
+        kept: a row per convolution or attention that stayed, with the reason.
+    """
+
+    replaced: list[ConversionRow] = field(default_factory=list)
+    kept: list[ConversionRow] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        head = ("layer", "was", "is", "parameters")
+        rows = [(_names(r), r.original, r.replacement or "", f"{r.parameters_before} -> {r.parameters_after}")
+                for r in self.replaced]  # fmt: skip
+        rows += [(_names(r), r.original, f"kept: {r.reason}", str(r.parameters_before)) for r in self.kept]
+        widths = [max(len(row[column]) for row in [head, *rows]) for column in range(4)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+                 for row in [head, *rows]]  # fmt: skip
+        before = sum(r.parameters_before for r in self.replaced)
+        after = sum(r.parameters_after for r in self.replaced)
+        lines.append(f"{len(self.replaced)} replaced ({before} -> {after} parameters), {len(self.kept)} kept")
+        return "\n".join(lines)
+
+
+def _names(row: ConversionRow) -> str:
+    return " = ".join(row.names)
+
+
+def convert(
+    model: nn.Module,
+    to: To = "hybrid",
+    *,
+    types: type[nn.Module] | tuple[type[nn.Module], ...] | None = None,
+    pattern: str | tuple[str, ...] | None = None,
+    where: Callable[[str, nn.Module], bool] | None = None,
+    init: Literal["random", "from_original"] = "random",
+    inplace: bool = False,
+    **options: object,
+) -> nn.Module:
+    """Replace convolutions and attention in a model by ConvNN or hybrid layers.
+
+    Left to itself it takes what the published models replace: every convolution with a kernel above 1 and stride 1,
+    and every attention. ``types``, ``pattern`` and ``where`` choose otherwise; a layer must satisfy all that are given.
+    A layer that is used in several places stays shared. What was asked for and cannot be replaced is kept, and named
+    in a ``ConversionWarning`` and in ``conversion_report(model)``.
+
+    Args:
+        model: any module; timm's and torchvision's models, or one layer.
+        to: ``"convnn"`` (ConvNN layers, ConvNN attention) or ``"hybrid"`` (each beside what it replaces).
+        types: layer types, e.g. ``nn.Conv2d``.
+        pattern: glob patterns of layer names, e.g. ``"layer3.*.conv2"``.
+        where: a predicate of name and layer.
+        init: ``"random"``, or ``"from_original"``: attention keeps its projections, a ConvNN takes the kernel's weights
+            slot by slot (``similarity="spatial"`` is then the same function), and the hybrid's convolution takes its
+            slice of the kernel, with the 1x1 mix starting as the identity.
+        inplace: change ``model`` itself instead of a copy.
+        **options: of the new layers: ``k``, ``branch_ratio``, ``similarity``, ``candidates``, ``aggregation``, ...
+            ``similarity="spatial"`` without ``k`` and ``candidates`` takes those of each kernel.
+
+    Returns:
+        The converted model; ``conversion_report`` tells what was replaced.
+
+    Raises:
+        ConvNNError: no layer was chosen, none of the chosen could be replaced, or an option does not exist.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
+        >>> hybrid = convert(net, "hybrid", branch_ratio=0.5)
+        >>> print(conversion_report(hybrid))
+        layer  was                    is                                         parameters
+        0      Conv2d 3 -> 8, 3x3     HybridConvNN2d k=9, cosine, all, 0.5 of 8  224 -> 296
+        2      Conv2d 8 -> 8, 3x3     HybridConvNN2d k=9, cosine, all, 0.5 of 8  584 -> 656
+        2 replaced (808 -> 952 parameters), 0 kept
+    """
+    checks.name("to", to, ("convnn", "hybrid"))
+    checks.name("init", init, ("random", "from_original"))
+    if not isinstance(model, nn.Module):
+        raise invalid("model", "an nn.Module", type(model).__name__, "pass the model itself")
+    for name in options:
+        if name not in OPTIONS:
+            raise unknown_name("option", name, sorted(OPTIONS))
+    if not inplace:
+        model = copy.deepcopy(model)
+    places = _places(model)
+    chosen, report = _choose(places, types, pattern, where)
+    errors: list[ConvNNError] = []
+    for names, layer in chosen:
+        try:
+            _refuse_attachments(layer)
+            new = replacement(layer, to, init=init, options=options)
+        except ConvNNError as error:
+            errors.append(error)
+            report.kept.append(_row(names, layer, None, str(error)))
+            continue
+        _number(new, len(report.replaced))
+        model = _put(model, names, new)
+        report.replaced.append(_row(names, layer, new))
+    if errors and not report.replaced:
+        raise errors[0]
+    if errors:
+        warnings.warn(_warning(report, len(errors)), ConversionWarning, stacklevel=2)
+    earlier = getattr(model, "_convnn_report", None) or ConversionReport()
+    model._convnn_report = ConversionReport(earlier.replaced + report.replaced, report.kept)  # type: ignore[assignment]
+    return model
+
+
+def conversion_report(model: nn.Module) -> ConversionReport:
+    """Return what ``convert`` replaced in a model and what it kept; raises if it was never converted."""
+    report = getattr(model, "_convnn_report", None)
+    if not isinstance(report, ConversionReport):
+        raise invalid("model", "one that convnn.convert returned", type(model).__name__, "convert it first")
+    return report
+
+
+def _places(model: nn.Module) -> list[tuple[tuple[str, ...], nn.Module]]:
+    """Every convolution and attention with all its names, outermost first; nothing inside our own layers."""
+    names: dict[int, list[str]] = {}
+    layers: dict[int, nn.Module] = {}
+    inside: tuple[str, ...] = ()
+    for name, layer in model.named_modules(remove_duplicate=False):
+        if name.startswith(inside):
+            continue
+        if is_ours(layer):
+            inside = (*inside, f"{name}.")
+        elif conv_kind(layer) or attention_kind(layer):
+            names.setdefault(id(layer), []).append(name)
+            layers[id(layer)] = layer
+    return [(tuple(names[key]), layer) for key, layer in layers.items()]
+
+
+def _choose(
+    places: list[tuple[tuple[str, ...], nn.Module]],
+    types: type[nn.Module] | tuple[type[nn.Module], ...] | None,
+    pattern: str | tuple[str, ...] | None,
+    where: Callable[[str, nn.Module], bool] | None,
+) -> tuple[list[tuple[tuple[str, ...], nn.Module]], ConversionReport]:
+    """Divide the layers into those to replace and those to keep, with the reason."""
+    patterns = (pattern,) if isinstance(pattern, str) else pattern
+    chosen, report = [], ConversionReport()
+    for names, layer in places:
+        reason = ""
+        if types is None and patterns is None and where is None:
+            reason = _default_reason(layer)
+        elif types is not None and not isinstance(layer, types):
+            reason = "not of the types asked for"
+        elif patterns is not None and not any(fnmatch.fnmatchcase(n, p) for n in names for p in patterns):
+            reason = "its name does not match the pattern"
+        elif where is not None and not any(where(name, layer) for name in names):
+            reason = "where() said no"
+        if reason:
+            report.kept.append(_row(names, layer, None, reason))
+        else:
+            chosen.append((names, layer))
+    if not chosen:
+        seen = ", ".join(names[0] or "(the model itself)" for names, _ in places[:5]) or "no convolution and no attention"
+        asked = patterns or types or where or "kernel above 1, stride 1, or attention"
+        raise invalid("pattern" if patterns else "model", f"a choice of layers among: {seen}", repr(asked),
+                      "choose with types, pattern or where")  # fmt: skip
+    return chosen, report
+
+
+def _default_reason(layer: nn.Module) -> str:
+    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        if all(size == 1 for size in layer.kernel_size):
+            return "a 1x1 convolution has no neighbours"
+        if any(step != 1 for step in layer.stride):
+            return "it has a stride; choose it with types, pattern or where to replace it too"
+    return ""
+
+
+def _refuse_attachments(layer: nn.Module) -> None:
+    """Refuse a layer with hooks or parametrisations, which its replacement would silently lose."""
+    if parametrize.is_parametrized(layer):
+        fix = "remove the parametrisation (e.g. weight norm) first"
+        raise invalid("layer", "one without parametrisations", type(layer).__name__, fix)
+    hooks = [name for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks") if getattr(layer, name)]
+    if hooks:
+        raise invalid("layer", "one without hooks", ", ".join(hooks), "remove the hooks, convert, and add them again")
+
+
+def _number(new: nn.Module, position: int) -> None:
+    """Give every replaced layer a seed of its own for the random candidates of evaluations."""
+    for part in new.modules():
+        if isinstance(part, NeighborLayer):
+            part.eval_seed = position
+
+
+def _put(model: nn.Module, names: tuple[str, ...], new: nn.Module) -> nn.Module:
+    for name in names:
+        if not name:
+            return new
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, new)
+    return model
+
+
+def _row(names: tuple[str, ...], layer: nn.Module, new: nn.Module | None, reason: str = "") -> ConversionRow:
+    before = sum(p.numel() for p in layer.parameters())
+    after = before if new is None else sum(p.numel() for p in new.parameters())
+    return ConversionRow(names, describe(layer), None if new is None else describe(new), before, after, reason)
+
+
+def describe(layer: nn.Module) -> str:
+    """Describe a layer in a few words."""
+    name = type(layer).__name__
+    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        stride = "" if set(layer.stride) == {1} else f", stride {'x'.join(map(str, layer.stride))}"
+        return f"{name} {layer.in_channels} -> {layer.out_channels}, {'x'.join(map(str, layer.kernel_size))}{stride}"
+    part = next((part for part in layer.modules() if isinstance(part, NeighborLayer)), None)
+    if part is None:
+        return name
+    ratio = f", {layer.branch_ratio} of {getattr(layer, 'out_channels', getattr(layer, 'dim', ''))}" if part is not layer else ""
+    return f"{name} k={part.k}, {part.similarity}, {part.candidates}{ratio}"
+
+
+def _warning(report: ConversionReport, count: int) -> str:
+    failed = report.kept[-count:]
+    listed = "; ".join(f"{_names(row)} ({row.reason})" for row in failed[:3])
+    return f"{count} of the chosen layers could not be replaced: {listed}{'; ...' if count > 3 else ''}"

@@ -1,0 +1,55 @@
+"""One family of errors: every message names the argument, what is allowed, what was given and how to fix it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ConvNNError(ValueError):
+    """Raised for every argument that convnn cannot accept.
+
+    The message reads ``argument: expected X, got Y; do Z``.
+
+    >>> issubclass(ConvNNError, ValueError)
+    True
+    """
+
+
+class MissingExtraError(ImportError):
+    """Raised when a feature needs an optional package that is not installed."""
+
+
+class ConversionWarning(UserWarning):
+    """Issued when ``convnn.convert`` was asked for a layer that it cannot replace."""
+
+
+def invalid(argument: str, expected: str, got: object, fix: str) -> ConvNNError:
+    """Build the error for one wrong argument.
+
+    >>> print(invalid("k", "at most 4 (there are 4 keys)", 9, "lower k to 4"))
+    k: expected at most 4 (there are 4 keys), got 9; lower k to 4
+    """
+    return ConvNNError(f"{argument}: expected {expected}, got {got}; {fix}")
+
+
+def unknown_name(argument: str, got: object, allowed: Iterable[str], also: str = "") -> ConvNNError:
+    """Build the error for a name that is not one of ``allowed``, suggesting the closest one.
+
+    >>> print(unknown_name("similarity", "cosin", ["cosine", "dot"]))
+    similarity: expected one of 'cosine', 'dot', got 'cosin'; did you mean 'cosine'?
+    """
+    names = list(allowed)
+    close = difflib.get_close_matches(str(got).lower(), [name.lower() for name in names], n=1, cutoff=0.5)
+    match = next((name for name in names if close and name.lower() == close[0]), None)
+    fix = f"did you mean {match!r}?" if match else "choose one of these"
+    return invalid(argument, "one of " + ", ".join(map(repr, names)) + also, repr(got), fix)
+
+
+def missing_extra(package: str, extra: str) -> MissingExtraError:
+    """Build the error for an optional package that is not installed.
+
+    >>> print(missing_extra("timm", "vision"))
+    timm is not installed, and this needs it; run: pip install "convnn[vision]"
+    """
+    return MissingExtraError(f'{package} is not installed, and this needs it; run: pip install "convnn[{extra}]"')

@@ -1,0 +1,1 @@
+"""Interchangeable executions of one contract: a ``Search`` and a ``Gather`` in, neighbours or tokens out."""

@@ -1,0 +1,18 @@
+"""Models: two small networks, timm's by name, and ``swap_layers``, which turns any of them into a ConvNN model."""
+
+from .layers import LAYERS, swap_layers
+from .registry import MODELS, InputConfig, check_model, create_model, input_config, list_models
+from .small import SmallConvNet, small_transformer
+
+__all__ = [
+    "LAYERS",
+    "MODELS",
+    "InputConfig",
+    "SmallConvNet",
+    "check_model",
+    "create_model",
+    "input_config",
+    "list_models",
+    "small_transformer",
+    "swap_layers",
+]

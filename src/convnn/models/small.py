@@ -1,0 +1,75 @@
+"""Two networks small enough to train in seconds: the ones that ``convnn demo`` walks the spectrum with."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ..errors import invalid, missing_extra
+
+
+class SmallConvNet(nn.Module):
+    """A stem convolution and ``depth`` 3x3 convolutions at full resolution, global pooling, one linear layer.
+
+    x ``(B, in_channels, H, W)`` -> logits ``(B, num_classes)``. Only ``body`` is meant to be swapped: the stem sees raw
+    pixels, and one grey value has no direction that a cosine could compare.
+
+    >>> import torch
+    >>> SmallConvNet(in_channels=1)(torch.zeros(2, 1, 8, 8)).shape
+    torch.Size([2, 10])
+    """
+
+    def __init__(self, *, in_channels: int = 3, num_classes: int = 10, width: int = 32, depth: int = 2) -> None:
+        super().__init__()
+        for argument, value in (("in_channels", in_channels), ("num_classes", num_classes), ("width", width)):
+            if value < 1:
+                raise invalid(argument, "a whole number of at least 1", value, "raise it")
+        self.stem = _block(in_channels, width)
+        self.body = nn.Sequential(*(_block(width, width) for _ in range(depth)))
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(width, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits ``(B, num_classes)`` of x ``(B, in_channels, H, W)``."""
+        features: Tensor = self.pool(self.body(self.stem(x))).flatten(1)
+        logits: Tensor = self.head(features)
+        return logits
+
+
+def _block(in_channels: int, out_channels: int) -> nn.Sequential:
+    conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU())
+
+
+def small_transformer(
+    *, in_channels: int = 3, num_classes: int = 10, width: int = 48, depth: int = 2, image_size: int = 8, patch: int = 2
+) -> nn.Module:
+    """Build timm's VisionTransformer at a small size: 4 heads, no class token, average pooling.
+
+    x ``(B, in_channels, image_size, image_size)`` -> logits ``(B, num_classes)``. Raises ConvNNError when the patches do not
+    tile the image or the heads do not divide the width, MissingExtraError without timm.
+    """
+    if image_size % patch:
+        raise invalid("patch", f"a divisor of image_size = {image_size}", patch, "change one of the two")
+    if width % 4:
+        raise invalid("width", "a multiple of 4 (there are 4 heads)", width, f"use {width + 4 - width % 4}")
+    try:
+        from timm.models import VisionTransformer
+    except ImportError as error:
+        raise missing_extra("timm", "vision") from error
+    model: nn.Module = VisionTransformer(
+        img_size=image_size,
+        patch_size=patch,
+        in_chans=in_channels,
+        num_classes=num_classes,
+        embed_dim=width,
+        depth=depth,
+        num_heads=4,
+        mlp_ratio=2.0,
+        class_token=False,
+        global_pool="avg",
+        weight_init="reset",
+    )
+    # timm's position embedding starts at std 0.02, made for wide models and long schedules; at this size it hides where
+    # a patch is for the first dozen epochs.
+    nn.init.normal_(model.get_parameter("pos_embed"), std=0.5)
+    return model

@@ -1,0 +1,327 @@
+"""ConvNN1d, ConvNN2d and ConvNN3d: drop-in for nn.Conv*d, with neighbours chosen by similarity."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from .. import checks
+from ..errors import invalid
+from ..knn import knn_aggregate, knn_search
+from ..stages import geometry
+from ..types import Candidates, Lattice, Neighbors, Similarity, Weighting, Window
+from .kernels import Conv, conv_geometry, kernel_radius
+from .options import PADDING_MODES, NeighborLayer, check_input, init_like_conv, options_repr, per_axis, simplest
+
+
+class _ConvNN(NeighborLayer):
+    """The k nearest tokens of every position of a map, aggregated by one matrix per slot (method, section 8).
+
+    Takes what ``nn.Conv*d`` takes (``k`` in the place of the kernel size) and answers with the same kind of map; every
+    position is a token. The queries are the input's own positions (every ``stride``-th); what ``padding`` adds around
+    the map are candidates, not queries.
+
+    Args:
+        in_channels: C_in.
+        out_channels: C_out.
+        k: neighbours of every query, itself counted; None (with ``aggregation="sum"``) for every token.
+        stride: the distance of the queries, in tokens; one number, or one per axis.
+        padding: tokens added on every side of every axis.
+        groups: as in ``nn.Conv*d``.
+        bias: whether to add a learned ``(C_out,)``.
+        similarity: ``"cosine"``, ``"dot"``, ``"sqeuclidean"``, ``"euclidean"``, ``"spatial"`` or ``Blend(lam)``.
+        candidates: ``"all"``, ``Random(r)``, ``Grid(g)``, ``Window(size)``, or positions ``(r,)`` in the padded map.
+            ``Random`` is redrawn at every call in training; in evaluation it is the draw of ``eval_seed``.
+        include_self: whether slot 0 is the query's own token. Left out: yes for features; no for spatial similarity,
+            whose slots stay in raster order, as a kernel's.
+        weighting: ``"ones"``, ``"identity"`` or ``"softmax"`` of the similarities.
+        aggregation: ``"standard"``, ``"depthwise"``, ``"depthwise_separable"`` or ``"sum"``.
+        projection: whether queries, keys and values are learned 1x1 projections (without bias) of the input.
+        value_coordinates: whether the coordinates are appended to the values (published: aggregation "Loc_Col").
+        unshuffle: fold patches of this size into tokens before (1: none).
+        shuffle: spread the output over patches of this size after (1: none).
+        padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``, as in ``nn.Conv*d``.
+        query_margin: the first query's distance from the border of the padded map; ``padding`` if left out (the
+            queries are the input's tokens). A kernel's radius makes the output as large as that convolution's.
+        temperature: the similarities' divisor under ``"softmax"``.
+        scale: the factor of ``"dot"``; ``1/sqrt(C_in)`` if left out.
+        impl: ``"auto"``, or the implementation to run.
+        device: as in ``nn.Conv*d``.
+        dtype: as in ``nn.Conv*d``.
+
+    Shapes:
+        Input ``(B, C_in, *grid)`` or ``(C_in, *grid)``; output the same with C_out and ``ceil(size / stride)`` per axis.
+        ``weight`` ``(C_out, C_in/groups, k)``, ``bias`` ``(C_out,)``.
+
+    Raises:
+        ConvNNError: an argument or an input does not fit.
+
+    Example:
+        >>> import convnn
+        >>> layer = convnn.ConvNN2d(16, 32, k=9, padding=1)
+        >>> layer(torch.randn(2, 16, 8, 8)).shape
+        torch.Size([2, 32, 8, 8])
+        >>> convnn.ConvNN1d(4, 4, k=3, candidates=convnn.Random(8))(torch.randn(2, 4, 20)).shape
+        torch.Size([2, 4, 20])
+    """
+
+    dims: ClassVar[int]
+    conv_type: ClassVar[type[Conv]]
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        k: int | None = 9,
+        *,
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple[int, ...] = 0,
+        groups: int = 1,
+        bias: bool = True,
+        similarity: Similarity = "cosine",
+        candidates: Candidates = "all",
+        include_self: bool | None = None,
+        weighting: Weighting = "ones",
+        aggregation: str = "standard",
+        projection: bool = False,
+        value_coordinates: bool = False,
+        unshuffle: int = 1,
+        shuffle: int = 1,
+        padding_mode: str = "zeros",
+        query_margin: int | tuple[int, ...] | None = None,
+        temperature: float = 1.0,
+        scale: float | None = None,
+        impl: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if include_self is None:
+            include_self = similarity != "spatial"
+        super().__init__(k, similarity=similarity, candidates=candidates, include_self=include_self,
+                         weighting=weighting, aggregation=aggregation, temperature=temperature, scale=scale,
+                         impl=impl)  # fmt: skip
+        checks.name("padding_mode", padding_mode, PADDING_MODES)
+        self.in_channels = checks.whole("in_channels", in_channels)
+        self.out_channels = checks.whole("out_channels", out_channels)
+        self.groups = checks.whole("groups", groups)
+        self.stride = per_axis("stride", stride, self.dims, at_least=1)
+        self.padding = per_axis("padding", padding, self.dims, at_least=0)
+        margin = self.padding if query_margin is None else query_margin
+        self.query_margin = per_axis("query_margin", margin, self.dims, at_least=0)
+        self.padding_mode = padding_mode
+        self.unshuffle = checks.whole("unshuffle", unshuffle)
+        self.shuffle = checks.whole("shuffle", shuffle)
+        self.projection, self.value_coordinates = bool(projection), bool(value_coordinates)
+        self.has_bias = bool(bias) and aggregation != "sum"
+        self._make_parameters({"device": device, "dtype": dtype})
+        self.reset_parameters()
+
+    def _make_parameters(self, factory: dict[str, Any]) -> None:
+        token = self.in_channels * self.unshuffle**self.dims
+        value = token + self.dims * self.value_coordinates
+        out = self.out_channels * self.shuffle**self.dims
+        groups = self._check_groups(value, out)
+        separable = self.aggregation == "depthwise_separable"
+        self.query_projection = nn.Linear(token, token, bias=False, **factory) if self.projection else None
+        self.key_projection = nn.Linear(token, token, bias=False, **factory) if self.projection else None
+        self.value_projection = nn.Linear(token, token, bias=False, **factory) if self.projection else None
+        self.pointwise = nn.Linear(value, out, bias=self.has_bias, **factory) if separable else None
+        self.weight = None
+        if self.aggregation != "sum":
+            shape = (value if separable else out, value // groups, self.k or 1)
+            self.weight = nn.Parameter(torch.empty(shape, **factory))
+        with_bias = self.has_bias and not separable
+        self.register_parameter("bias", nn.Parameter(torch.empty(out, **factory)) if with_bias else None)
+
+    def _check_groups(self, value: int, out: int) -> int:
+        """Return the groups of the aggregation, or refuse channels that they do not divide."""
+        if self.aggregation == "standard":
+            if value % self.groups or out % self.groups:
+                expected = f"a divisor of the values' {value} channels and of the {out} outputs"
+                raise invalid("groups", expected, self.groups, "choose such a number")
+            return self.groups
+        if self.groups not in (1, value):
+            expected = f"1 (aggregation={self.aggregation!r} fixes the groups)"
+            raise invalid("groups", expected, self.groups, "leave groups out, or use aggregation='standard'")
+        if self.aggregation == "depthwise" and out % value:
+            raise invalid("out_channels", f"a multiple of {value} (depthwise: every channel by itself)", out,
+                          "change it, or use aggregation='depthwise_separable'")  # fmt: skip
+        if self.aggregation == "sum" and out != value:
+            raise invalid("out_channels", f"{value} (a sum keeps the channels)", out, "set out_channels to it")
+        return value
+
+    def reset_parameters(self) -> None:
+        """Initialise as ``nn.Conv*d`` does."""
+        if self.weight is not None:
+            init_like_conv(self.weight, self.bias)
+
+    @classmethod
+    def from_conv(cls, conv: nn.Module, *, impl: str = "auto") -> Self:
+        """Make the spatial layer that computes what a convolution computes, with a copy of its weights.
+
+        Args:
+            conv: an ``nn.Conv*d`` of as many axes, with an odd kernel; any stride, dilation, groups and padding.
+            impl: ``"auto"`` runs the native convolution.
+
+        Raises:
+            ConvNNError: the kernel is even, or ``conv`` is no such convolution.
+
+        Example:
+            >>> import convnn
+            >>> conv = nn.Conv2d(3, 8, 3, padding=1)
+            >>> x = torch.randn(1, 3, 6, 6)
+            >>> torch.allclose(convnn.ConvNN2d.from_conv(conv)(x), conv(x), atol=1e-6)
+            True
+        """
+        kernel, dilation, padding = conv_geometry(conv, cls.conv_type)
+        weight, bias = conv.weight, conv.bias
+        layer = cls(
+            conv.in_channels, conv.out_channels, weight[0, 0].numel(), stride=conv.stride, padding=padding,
+            groups=conv.groups, bias=bias is not None, similarity="spatial", candidates=Window(kernel, dilation),
+            padding_mode=conv.padding_mode, query_margin=kernel_radius(kernel, dilation),
+            impl=impl, device=weight.device, dtype=weight.dtype,
+        )  # fmt: skip
+        layer.load_state_dict(conv.state_dict())
+        for name, parameter in conv.named_parameters():
+            layer.get_parameter(name).requires_grad_(parameter.requires_grad)
+        return layer.train(conv.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, C_in, *grid)`` (or without B) to ``(B, C_out, *grid')``, in the input's memory format."""
+        unbatched = self._check_input(x)
+        if unbatched:
+            x = x.unsqueeze(0)
+        query, key, value, place = self._tokens(x)
+        out = knn_aggregate(query, key, value, self.weight, self.bias, k=self.k, groups=self._groups(value),
+                            impl=self.impl, **place, **self._search_options(), **self._weighting_options())  # fmt: skip
+        if self.pointwise is not None:
+            out = self.pointwise(out)
+        lattice: Lattice = place["query_index"]
+        y = geometry.to_map(out, lattice.shape, geometry.memory_format_of(x))
+        y = geometry.pixel_shuffle(y, self.shuffle)
+        return y.squeeze(0) if unbatched else y
+
+    def neighbors(self, x: Tensor) -> Neighbors:
+        """Find the neighbours that ``forward`` would aggregate.
+
+        Args:
+            x: ``(B, C_in, *grid)``.
+
+        Returns:
+            ``Neighbors(similarity (B, N, k), index (B, N, k))``: query n is the n-th output position, an index counts
+            the tokens of the padded (and unshuffled) map, both in raster order.
+
+        Example:
+            >>> import convnn
+            >>> convnn.ConvNN2d(4, 4, k=3).neighbors(torch.randn(1, 4, 5, 5)).index.shape
+            torch.Size([1, 25, 3])
+        """
+        if self._check_input(x):
+            x = x.unsqueeze(0)
+        query, key, _, place = self._tokens(x)
+        impl = self.impl if self.impl == "reference" else "auto"
+        return knn_search(query, key, self.k, impl=impl, **place, **self._search_options())
+
+    def _check_input(self, x: Tensor) -> bool:
+        """Refuse what the layer cannot take; return whether the batch axis is missing."""
+        sizes = ", ".join(("length",) if self.dims == 1 else ("depth", "height", "width")[-self.dims :])
+        shape = f"(batch, {self.in_channels}, {sizes})"
+        ranks = (self.dims + 2, self.dims + 1)
+        check_input(x, self, shape=shape, ranks=ranks, axis=-1 - self.dims, channels=self.in_channels)
+        for size in x.shape[-self.dims :]:
+            if size % self.unshuffle:
+                expected = f"sizes divisible by unshuffle = {self.unshuffle}"
+                raise invalid("input", expected, tuple(x.shape[-self.dims :]), "pad or crop the map")
+        return x.dim() == self.dims + 1
+
+    def _tokens(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
+        """Return query ``(B, N, C)``, key and value ``(B, M, C)``, and where they stand."""
+        x = geometry.pixel_unshuffle(x, self.unshuffle)
+        padded = geometry.pad_map(x, self.padding, self.padding_mode)
+        grid = tuple(padded.shape[2:])
+        lattice = self._lattice(grid)
+        if self.similarity == "spatial":  # it compares positions alone: the queries' features are not read
+            count = lattice.shape[0]
+            for size in lattice.shape[1:]:
+                count = count * size
+            queries = padded.new_zeros(1).expand(x.shape[0], count, x.shape[1])
+        else:
+            queries = geometry.to_tokens(self._at(padded, lattice))
+        tokens = geometry.to_tokens(padded)
+        query = queries if self.query_projection is None else self.query_projection(queries)
+        key = tokens if self.key_projection is None else self.key_projection(tokens)
+        value = tokens if self.value_projection is None else self.value_projection(tokens)
+        if self.value_coordinates:
+            places = geometry.coordinates(grid, dtype=value.dtype, device=value.device)
+            value = torch.cat([value, places.expand(x.shape[0], -1, -1)], dim=-1)
+        return query, key, value, {"grid": grid, "query_index": lattice}
+
+    def _lattice(self, grid: tuple[int, ...]) -> Lattice:
+        shape = []
+        for size, margin, stride in zip(grid, self.query_margin, self.stride, strict=True):
+            if size <= 2 * margin:
+                expected = f"more than {2 * margin} tokens per axis (padding included), for a margin of {margin}"
+                raise invalid("input", expected, f"{size} (map {grid})", "enlarge the map or the padding")
+            shape.append((size - 2 * margin - 1) // stride + 1)
+        return Lattice(self.query_margin, tuple(shape), self.stride)
+
+    @staticmethod
+    def _at(padded: Tensor, lattice: Lattice) -> Tensor:
+        """View the lattice's positions of a map."""
+        for axis, (origin, count, stride) in enumerate(zip(lattice.origin, lattice.shape, lattice.stride, strict=True)):
+            padded = padded.narrow(2 + axis, origin, (count - 1) * stride + 1)
+            if stride > 1:
+                padded = padded[(slice(None),) * (2 + axis) + (slice(None, None, stride),)]
+        return padded
+
+    def _groups(self, value: Tensor) -> int:
+        if self.weight is None:
+            return 1
+        return value.shape[2] // self.weight.shape[1]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Accept a convolution's weight ``(C_out, C_in/groups, *kernel)`` where the slots are that kernel's."""
+        weight = state_dict.get(prefix + "weight")
+        in_raster_order = self.similarity == "spatial" and not self.include_self
+        if isinstance(weight, Tensor) and self.dims > 1 and weight.dim() == self.dims + 2 and in_raster_order:
+            state_dict = {**state_dict, prefix + "weight": weight.flatten(2)}
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def extra_repr(self) -> str:
+        """Write the call that makes this layer."""
+        parts = f"{self.in_channels}, {self.out_channels}, k={self.k}" + options_repr({
+            "stride": (simplest(self.stride), 1),
+            "padding": (simplest(self.padding), 0),
+            "groups": (self.groups, 1),
+            "bias": (self.has_bias, True),
+            "include_self": (self.include_self, self.similarity != "spatial"),
+            "projection": (self.projection, False),
+            "value_coordinates": (self.value_coordinates, False),
+            "unshuffle": (self.unshuffle, 1),
+            "shuffle": (self.shuffle, 1),
+            "padding_mode": (self.padding_mode, "zeros"),
+            "query_margin": (simplest(self.query_margin), simplest(self.padding)),
+        })  # fmt: skip
+        return parts + self._neighbor_repr()
+
+
+class ConvNN1d(_ConvNN):
+    __doc__ = _ConvNN.__doc__
+    dims = 1
+    conv_type = nn.Conv1d
+
+
+class ConvNN2d(_ConvNN):
+    __doc__ = _ConvNN.__doc__
+    dims = 2
+    conv_type = nn.Conv2d
+
+
+class ConvNN3d(_ConvNN):
+    __doc__ = _ConvNN.__doc__
+    dims = 3
+    conv_type = nn.Conv3d

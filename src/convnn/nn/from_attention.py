@@ -1,0 +1,77 @@
+"""The weights of attention modules, carried into ours."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import invalid
+
+if TYPE_CHECKING:
+    from .attention import ConvNNAttention
+
+
+def is_timm_attention(module: nn.Module) -> bool:
+    """Whether a module is timm's ``Attention`` itself, told without importing timm."""
+    kind = type(module)
+    return kind.__name__ == "Attention" and kind.__module__ in (
+        "timm.layers.attention",
+        "timm.models.vision_transformer",
+    )
+
+
+def from_timm(kind: type[ConvNNAttention], attention: nn.Module, k: int | None, options: dict[str, Any]) -> nn.Module:
+    """Copy timm's ``Attention`` with its norms, gate and dropouts."""
+    if not is_timm_attention(attention):
+        fix = "other attention modules compute another function; copy their qkv and proj weights by hand"
+        raise invalid("attention", "timm's Attention or an nn.MultiheadAttention", type(attention).__name__, fix)
+    source: Any = attention
+    out, attn_dim = source.proj.weight.shape
+    layer = kind(
+        source.qkv.in_features, source.num_heads, k, attn_head_dim=source.head_dim, dim_out=out,
+        qkv_bias=source.qkv.bias is not None, proj_bias=source.proj.bias is not None,
+        attn_drop=source.attn_drop.p, proj_drop=source.proj_drop.p,
+        device=source.qkv.weight.device, dtype=source.qkv.weight.dtype,
+        **{"scale": source.scale if options.get("similarity", "dot") == "dot" else None, **options},
+    )  # fmt: skip
+    for name in ("qkv", "q_norm", "k_norm", "norm", "gate", "proj"):
+        part = getattr(source, name, None)
+        if part is not None:
+            setattr(layer, name, copy.deepcopy(part))
+    del attn_dim
+    return layer.train(attention.training)
+
+
+def from_multihead(
+    kind: type[ConvNNAttention], attention: nn.MultiheadAttention, k: int | None, options: dict[str, Any]
+) -> nn.Module:
+    """Copy an ``nn.MultiheadAttention`` used as self-attention."""
+    check_multihead(attention)
+    bias = attention.in_proj_bias is not None
+    layer = kind(
+        attention.embed_dim, attention.num_heads, k, qkv_bias=bias, proj_bias=bias, attn_drop=attention.dropout,
+        device=attention.in_proj_weight.device, dtype=attention.in_proj_weight.dtype, **options,
+    )  # fmt: skip
+    with torch.no_grad():
+        for target, source in (
+            (layer.qkv.weight, attention.in_proj_weight),
+            (layer.qkv.bias, attention.in_proj_bias),
+            (layer.proj.weight, attention.out_proj.weight),
+            (layer.proj.bias, attention.out_proj.bias),
+        ):
+            if isinstance(target, Tensor) and isinstance(source, Tensor):
+                target.copy_(source)
+    return layer.train(attention.training)
+
+
+def check_multihead(attention: object) -> None:
+    """Refuse what is no ``nn.MultiheadAttention``, or one with extra keys or foreign widths."""
+    if not isinstance(attention, nn.MultiheadAttention):
+        raise invalid("attention", "an nn.MultiheadAttention", type(attention).__name__, "pass one")
+    if not attention._qkv_same_embed_dim:
+        raise invalid("attention", "kdim = vdim = embed_dim", (attention.kdim, attention.vdim), "project keys and values first")
+    if attention.bias_k is not None or attention.add_zero_attn:
+        raise invalid("attention", "no add_bias_kv and no add_zero_attn", "one that has them", "append such keys to the input")

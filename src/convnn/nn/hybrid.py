@@ -1,0 +1,201 @@
+"""HybridConvNN1d, 2d and 3d: a convolution and a ConvNN side by side, mixed by a 1x1 convolution."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .. import checks
+from ..errors import invalid
+from ..types import Neighbors
+from .convnn import ConvNN1d, ConvNN2d, ConvNN3d
+from .kernels import Conv, kernel_radius, odd_kernel, resolve_padding
+from .options import PADDING_MODES, check_input, options_repr, per_axis, simplest
+
+
+def branch_share(branch_ratio: float, channels: int) -> int:
+    """Return ``floor(branch_ratio * channels)``, the channels of the ConvNN branch, or refuse the ratio.
+
+    >>> branch_share(0.25, 10)
+    2
+    """
+    if not 0 <= checks.number("branch_ratio", branch_ratio) <= 1:
+        fix = "0 is the convolution (or attention) alone, 1 the ConvNN alone"
+        raise invalid("branch_ratio", "a number in [0, 1]", branch_ratio, fix)
+    # 0.29 * 100 is 28.999... in binary: what is a whole number in decimal is not to lose a channel.
+    return math.floor(round(branch_ratio * channels, 9))
+
+
+class _HybridConvNN(nn.Module):
+    """A convolution and a ConvNN, both fed the whole input, concatenated (ConvNN first) and mixed by a 1x1 convolution.
+
+    Drop-in for ``nn.Conv*d`` with an odd kernel: the same output size for any stride, padding and dilation. Of the
+    C_out channels, ``floor(branch_ratio * C_out)`` are the ConvNN's. With ``groups`` above 1, every output channel sees
+    its own group alone, so the groups are divided between the branches (each branch is fed its groups).
+
+    Args:
+        in_channels: C_in.
+        out_channels: C_out.
+        kernel_size: of the convolution; odd.
+        k: neighbours of the ConvNN.
+        branch_ratio: lambda, the ConvNN's share of the output channels, in [0, 1]; 0 and 1 keep one branch and the mix.
+        stride: of both branches.
+        padding: of the map that both branches see; ``"same"`` (the kernel's radius), ``"valid"``, or numbers.
+        dilation: of the convolution.
+        groups: of both branches together.
+        bias: whether the branches have a bias (the mix always has one).
+        convnn_bias: whether the ConvNN has one; as ``bias`` if left out.
+        padding_mode: as in ``nn.Conv*d``.
+        device: as in ``nn.Conv*d``.
+        dtype: as in ``nn.Conv*d``.
+        **options: of the ConvNN: ``similarity``, ``candidates``, ``aggregation``, ...
+
+    Shapes:
+        Input ``(B, C_in, *grid)`` or ``(C_in, *grid)``; output that of the convolution.
+
+    Raises:
+        ConvNNError: an argument or an input does not fit.
+
+    Example:
+        >>> import convnn
+        >>> layer = convnn.HybridConvNN2d(16, 32, 3, k=9, branch_ratio=0.5, candidates=convnn.Random(32))
+        >>> layer(torch.randn(2, 16, 8, 8)).shape
+        torch.Size([2, 32, 8, 8])
+        >>> layer.conv.weight.shape, layer.convnn.weight.shape
+        (torch.Size([16, 16, 3, 3]), torch.Size([16, 16, 9]))
+    """
+
+    dims: ClassVar[int]
+    conv_type: ClassVar[type[Conv]]
+    convnn_type: ClassVar[type[ConvNN1d | ConvNN2d | ConvNN3d]]
+    conv: Conv | None
+    convnn: ConvNN1d | ConvNN2d | ConvNN3d | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...] = 3,
+        k: int | None = 9,
+        *,
+        branch_ratio: float = 0.5,
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple[int, ...] | str = "same",
+        dilation: int | tuple[int, ...] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        convnn_bias: bool | None = None,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.in_channels = checks.whole("in_channels", in_channels)
+        self.out_channels = checks.whole("out_channels", out_channels)
+        self.groups = checks.whole("groups", groups)
+        self.kernel_size = odd_kernel("kernel_size", kernel_size, self.dims)
+        self.stride = per_axis("stride", stride, self.dims, at_least=1)
+        self.dilation = per_axis("dilation", dilation, self.dims, at_least=1)
+        self.branch_ratio = branch_ratio
+        checks.name("padding_mode", padding_mode, PADDING_MODES)
+        share = branch_share(branch_ratio, out_channels)
+        radius = kernel_radius(self.kernel_size, self.dilation)
+        self.padding = resolve_padding(padding, radius)
+        self.convnn_groups = self._divide_groups(share)
+        shared: dict[str, Any] = {"stride": self.stride, "padding": self.padding, "padding_mode": padding_mode,
+                                  "device": device, "dtype": dtype}  # fmt: skip
+        self.convnn_channels = in_channels if groups == 1 else in_channels // groups * self.convnn_groups
+        conv_channels = in_channels if groups == 1 else in_channels - self.convnn_channels
+        self.convnn = self.conv = None
+        if share:
+            patches = options.get("unshuffle", 1) != 1 or options.get("shuffle", 1) != 1
+            self._check_patches(options, patches)
+            self.convnn = self.convnn_type(
+                self.convnn_channels, share, k, groups=max(self.convnn_groups, 1),
+                bias=bias if convnn_bias is None else convnn_bias, query_margin=None if patches else radius,
+                **shared, **options,
+            )  # fmt: skip
+        if share < out_channels:
+            self.conv = self.conv_type(
+                conv_channels, out_channels - share, self.kernel_size, dilation=self.dilation,
+                groups=max(groups - self.convnn_groups, 1) if groups > 1 else 1, bias=bias, **shared,
+            )  # fmt: skip
+        self.mix = self.conv_type(out_channels, out_channels, 1, device=device, dtype=dtype)
+
+    def _divide_groups(self, share: int) -> int:
+        """Return how many of the groups are the ConvNN's, or refuse a ratio that cuts a group."""
+        if self.groups == 1:
+            return 0
+        if self.in_channels % self.groups or self.out_channels % self.groups:
+            expected = f"a divisor of in_channels = {self.in_channels} and out_channels = {self.out_channels}"
+            raise invalid("groups", expected, self.groups, "choose such a number")
+        size = self.out_channels // self.groups
+        if share % size:
+            expected = f"a ratio that gives whole groups of {size} channels to each branch"
+            raise invalid("branch_ratio", expected, f"{self.branch_ratio} ({share} channels)", "use a multiple of "
+                          f"{size}/{self.out_channels}")  # fmt: skip
+        return share // size
+
+    def _check_patches(self, options: dict[str, Any], patches: bool) -> None:
+        equal = options.get("unshuffle", 1) == options.get("shuffle", 1)
+        if patches and not (equal and set(self.stride) == {1} and self.padding == kernel_radius(self.kernel_size, self.dilation)):
+            raise invalid("unshuffle", "equal to shuffle, with stride 1 and padding 'same' (the branches must agree in size)",
+                          options.get("unshuffle", 1), "set unshuffle = shuffle")  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, C_in, *grid)`` (or without B) to ``(B, C_out, *grid')``."""
+        check_input(x, self, shape=f"(batch, {self.in_channels}, ...) of {self.dims} axes",
+                    ranks=(self.dims + 2, self.dims + 1), axis=-1 - self.dims, channels=self.in_channels)  # fmt: skip
+        channel = x.dim() - self.dims - 1
+        branches = []
+        if self.convnn is not None:
+            branches.append(self.convnn(x if self.groups == 1 else x.narrow(channel, 0, self.convnn_channels)))
+        if self.conv is not None:
+            rest = self.in_channels - self.convnn_channels
+            branches.append(self.conv(x if self.groups == 1 else x.narrow(channel, self.convnn_channels, rest)))
+        mixed: Tensor = self.mix(torch.cat(branches, dim=channel) if len(branches) > 1 else branches[0])
+        return mixed
+
+    def neighbors(self, x: Tensor) -> Neighbors:
+        """Find the neighbours that the ConvNN branch would aggregate; see ``ConvNN*d.neighbors``."""
+        if self.convnn is None:
+            raise invalid("branch_ratio", "a ratio that keeps a ConvNN branch", self.branch_ratio, "raise it")
+        batch = x if self.groups == 1 else x.narrow(x.dim() - self.dims - 1, 0, self.convnn_channels)
+        return self.convnn.neighbors(batch)
+
+    def extra_repr(self) -> str:
+        """Write the arguments that the branches below do not show."""
+        kernel = simplest(self.kernel_size)
+        return f"{self.in_channels}, {self.out_channels}, kernel_size={kernel}, branch_ratio={self.branch_ratio}" + (
+            options_repr({
+                "stride": (simplest(self.stride), 1),
+                "padding": (self.padding, kernel_radius(self.kernel_size, self.dilation)),
+                "dilation": (simplest(self.dilation), 1),
+                "groups": (self.groups, 1),
+            })
+        )  # fmt: skip
+
+
+class HybridConvNN1d(_HybridConvNN):
+    __doc__ = _HybridConvNN.__doc__
+    dims = 1
+    conv_type = nn.Conv1d
+    convnn_type = ConvNN1d
+
+
+class HybridConvNN2d(_HybridConvNN):
+    __doc__ = _HybridConvNN.__doc__
+    dims = 2
+    conv_type = nn.Conv2d
+    convnn_type = ConvNN2d
+
+
+class HybridConvNN3d(_HybridConvNN):
+    __doc__ = _HybridConvNN.__doc__
+    dims = 3
+    conv_type = nn.Conv3d
+    convnn_type = ConvNN3d

@@ -1,0 +1,62 @@
+"""What a convolution's kernel, dilation and padding mean in tokens."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ..errors import invalid
+from .options import per_axis
+
+Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+
+def kernel_radius(kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[int, ...]:
+    """Return how far the taps of an odd kernel lie from its centre, per axis.
+
+    >>> kernel_radius((3, 7), (2, 1))
+    (2, 3)
+    """
+    return tuple(d * (size // 2) for size, d in zip(kernel, dilation, strict=True))
+
+
+def odd_kernel(argument: str, value: object, dims: int) -> tuple[int, ...]:
+    """Return one odd size per axis, or refuse them: only an odd kernel has a centre."""
+    kernel = per_axis(argument, value, dims, at_least=1)
+    if any(size % 2 == 0 for size in kernel):
+        raise invalid(argument, "odd sizes (the query is the kernel's centre)", kernel, "use an odd kernel")
+    return kernel
+
+
+def resolve_padding(value: object, radius: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the padding per axis for nn.Conv's ``padding``: numbers, ``"same"`` or ``"valid"``."""
+    if value == "same":
+        return radius
+    if value == "valid":
+        return (0,) * len(radius)
+    if isinstance(value, str):
+        raise invalid("padding", "numbers, 'same' or 'valid'", repr(value), "choose one of these")
+    return per_axis("padding", value, len(radius), at_least=0)
+
+
+def is_plain_conv(module: nn.Module, conv_type: type[Conv]) -> bool:
+    """Whether a module is a convolution that runs ``conv_type``'s own forward (a subclass may change it)."""
+    if not isinstance(module, conv_type):
+        return False
+    kind = type(module)
+    return kind.forward is conv_type.forward and kind._conv_forward is conv_type._conv_forward
+
+
+def conv_geometry(
+    conv: nn.Module, conv_type: type[Conv]
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Return a convolution's odd kernel, dilation and padding per axis, or refuse it."""
+    if not isinstance(conv, conv_type):
+        fix = "use ConvNN1d, ConvNN2d or ConvNN3d for a convolution of 1, 2 or 3 axes"
+        raise invalid("conv", f"an nn.{conv_type.__name__}", type(conv).__name__, fix)
+    if not is_plain_conv(conv, conv_type):
+        fix = "replace it by a plain convolution first"
+        raise invalid("conv", f"nn.{conv_type.__name__} itself, not a subclass with its own forward", type(conv).__name__, fix)
+    dims = len(conv.kernel_size)
+    kernel = odd_kernel("kernel_size", conv.kernel_size, dims)
+    dilation = per_axis("dilation", conv.dilation, dims, at_least=1)
+    return kernel, dilation, resolve_padding(conv.padding, kernel_radius(kernel, dilation))

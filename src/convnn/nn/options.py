@@ -1,0 +1,147 @@
+"""What all layers share: the operator's options, checked once and repeated in the layer's repr."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import checks
+from ..errors import invalid
+from ..types import WEIGHTINGS, Candidates, Random, Similarity, Weighting
+
+AGGREGATIONS = ("standard", "depthwise", "depthwise_separable", "sum")
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+
+
+class NeighborLayer(nn.Module):
+    """A layer that finds neighbours: holds and checks the options of the search and of the weighting.
+
+    Raises:
+        ConvNNError: an option is not one that the operator has.
+    """
+
+    candidate_index: Tensor | None
+    eval_seed: int
+
+    def __init__(
+        self,
+        k: int | None,
+        *,
+        similarity: Similarity,
+        candidates: Candidates,
+        include_self: bool | None,
+        weighting: Weighting,
+        aggregation: str,
+        temperature: float,
+        scale: float | None,
+        impl: str,
+    ) -> None:
+        super().__init__()
+        checks.similarity(similarity)
+        checks.candidates(candidates)
+        checks.name("weighting", weighting, WEIGHTINGS)
+        checks.name("aggregation", aggregation, AGGREGATIONS)
+        checks.impl(impl)
+        if k is None and aggregation != "sum":
+            fix = "give a number, or use aggregation='sum'"
+            raise invalid("k", f"a number (aggregation={aggregation!r} has one weight per slot)", None, fix)
+        self.k = None if k is None else checks.whole("k", k)
+        self.similarity = similarity
+        self.candidates: Candidates = "all" if isinstance(candidates, Tensor) else candidates
+        self.register_buffer(
+            "candidate_index", candidates.clone() if isinstance(candidates, Tensor) else None, persistent=False
+        )
+        self.include_self = include_self
+        self.weighting = weighting
+        self.aggregation = aggregation
+        self.temperature = checks.number("temperature", temperature, above=0)
+        self.scale = None if scale is None else checks.number("scale", scale)
+        self.impl = impl
+        # Random candidates of an evaluation: the same at every call, in every process, on every device.
+        self.eval_seed = 0
+
+    def _search_options(self) -> dict[str, Any]:
+        """Return the keywords of ``knn_search`` that do not depend on the input."""
+        candidates = self.candidates if self.candidate_index is None else self.candidate_index
+        if isinstance(candidates, Random) and not self.training:
+            candidates = dataclasses.replace(candidates, generator=self.eval_seed)
+        return {
+            "similarity": self.similarity,
+            "candidates": candidates,
+            "include_self": bool(self.include_self),
+            "scale": self.scale,
+        }
+
+    def _weighting_options(self) -> dict[str, Any]:
+        """Return the keywords of ``knn_gather`` that do not depend on the input."""
+        return {"weighting": self.weighting, "temperature": self.temperature}
+
+    def _neighbor_repr(self, similarity: str = "cosine", weighting: str = "ones", aggregation: str = "standard") -> str:
+        """Write the shared options that are not the given defaults, each behind a comma."""
+        candidates = self.candidates if self.candidate_index is None else self.candidate_index.tolist()
+        return options_repr({
+            "similarity": (self.similarity, similarity),
+            "candidates": (candidates, "all"),
+            "weighting": (self.weighting, weighting),
+            "aggregation": (self.aggregation, aggregation),
+            "temperature": (self.temperature, 1.0),
+            "scale": (self.scale, None),
+            "impl": (self.impl, "auto"),
+        })  # fmt: skip
+
+
+def options_repr(options: dict[str, tuple[object, object]]) -> str:
+    """Write ``, name=value`` for every option whose value is not its default.
+
+    >>> options_repr({"stride": (2, 1), "groups": (1, 1)})
+    ', stride=2'
+    """
+    return "".join(f", {name}={value!r}" for name, (value, default) in options.items() if value != default)
+
+
+def per_axis(argument: str, value: object, dims: int, *, at_least: int) -> tuple[int, ...]:
+    """Return one number per axis from one number or a sequence of ``dims`` numbers."""
+    values = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,) * dims
+    if len(values) != dims:
+        raise invalid(argument, f"one number, or {dims} (one per axis)", repr(value), f"give {dims} numbers")
+    return tuple(checks.whole(argument, number, at_least=at_least) for number in values)
+
+
+def simplest(values: tuple[int, ...]) -> int | tuple[int, ...]:
+    """Write one number for equal numbers per axis, for reprs."""
+    return values[0] if len(set(values)) == 1 else values
+
+
+def init_like_conv(weight: Tensor, bias: Tensor | None) -> None:
+    """Initialise slot weights ``(C_out, C_in/groups, k)`` and bias as ``nn.Conv*d`` initialises its own."""
+    nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
+    fan_in = weight.shape[1] * weight.shape[2]
+    if bias is not None and fan_in:
+        nn.init.uniform_(bias, -(fan_in**-0.5), fan_in**-0.5)
+
+
+def check_input(x: object, layer: nn.Module, *, shape: str, ranks: tuple[int, ...], axis: int, channels: int) -> None:
+    """Refuse an input that has not the rank, the channels or the dtype that the layer works on."""
+    name = type(layer).__name__
+    if not isinstance(x, Tensor):
+        raise invalid("input", f"a tensor {shape}", type(x).__name__, "pass a torch.Tensor")
+    if x.dim() not in ranks:
+        raise invalid("input", f"shape {shape}", f"shape {tuple(x.shape)}", "add or remove axes")
+    if x.shape[axis] != channels:
+        got = f"{x.shape[axis]} (shape {tuple(x.shape)})"
+        raise invalid("input", f"{channels} channels as {name} was made for", got, "match the layer to its input")
+    if not x.is_floating_point():
+        raise invalid("input", "a real floating-point dtype", x.dtype, "convert it with .float()")
+    parameter = next(layer.parameters(), None)
+    if parameter is None or torch.is_autocast_enabled(x.device.type):
+        return
+    if x.dtype != parameter.dtype:
+        fix = "convert the input or the layer, or use torch.autocast"
+        raise invalid("input", f"{parameter.dtype} as the weights of {name}", x.dtype, fix)
+    if x.device != parameter.device:
+        raise invalid("input", f"device {parameter.device} as the weights of {name}", x.device, "move one of them")

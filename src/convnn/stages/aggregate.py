@@ -1,0 +1,37 @@
+"""Aggregation: how similarities weight neighbours, and how slot weights mix them (method, sections 5 and 6)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..types import Weighting
+
+
+def neighbor_weights(similarity: Tensor, weighting: Weighting, temperature: float) -> Tensor | None:
+    """Return rho of the k similarities ``(..., k)``; None stands for ones."""
+    if weighting == "ones":
+        return None
+    if weighting == "identity":
+        return similarity
+    return F.softmax(similarity / temperature, dim=-1)
+
+
+def take(tokens: Tensor, index: Tensor) -> Tensor:
+    """Gather ``(B, N, k, C)`` from tokens ``(B, M, C)`` by ``index`` ``(B, N, k)``."""
+    batch, queries, k = index.shape
+    flat = index.reshape(batch, queries * k, 1).expand(-1, -1, tokens.shape[-1])
+    return tokens.gather(1, flat).reshape(batch, queries, k, tokens.shape[-1])
+
+
+def mix_slots(neighbors: Tensor, weight: Tensor | None, groups: int) -> Tensor:
+    """Apply each slot's matrix and add: ``(B, N, k, C_in)`` and ``(C_out, C_in/groups, k)`` to ``(B, N, C_out)``.
+
+    Exactly an ``nn.Conv1d`` of kernel k and stride k over the concatenated neighbours (method, section 2).
+    """
+    if weight is None:
+        return neighbors.sum(2)
+    grouped = neighbors.unflatten(-1, (groups, -1))
+    slots = weight.unflatten(0, (groups, -1))
+    return torch.einsum("bnkgc,gock->bngo", grouped, slots).flatten(2)

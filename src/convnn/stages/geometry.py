@@ -1,0 +1,85 @@
+"""Grids: padding, positions, coordinates and the pixel shuffle, in any number of axes."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def unravel(index: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """Turn flat raster positions ``(...)`` into positions per axis ``(..., dims)``.
+
+    >>> unravel(torch.tensor([0, 5]), (2, 4)).tolist()
+    [[0, 0], [1, 1]]
+    """
+    columns = []
+    for size in reversed(grid):
+        columns.append(index % size)
+        index = torch.div(index, size, rounding_mode="floor")
+    return torch.stack(columns[::-1], dim=-1)
+
+
+def coordinates(grid: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return ``(M, dims)`` coordinates, last axis first (x, y, z), linear from -1 to 1 along each axis.
+
+    >>> coordinates((1, 3), dtype=torch.float32, device=torch.device("cpu"))[:, 0]
+    tensor([-1.,  0.,  1.])
+    """
+    axes = [torch.linspace(-1, 1, size, dtype=dtype, device=device) for size in grid]
+    mesh = torch.meshgrid(*axes, indexing="ij")
+    return torch.stack([axis.flatten() for axis in reversed(mesh)], dim=-1)
+
+
+def pad_map(x: Tensor, padding: tuple[int, ...], mode: str = "zeros") -> Tensor:
+    """Pad the last ``len(padding)`` axes of ``(B, C, *grid)`` on both sides, as nn.Conv's ``padding_mode`` does."""
+    if not any(padding):
+        return x
+    amounts = [amount for size in reversed(padding) for amount in (size, size)]
+    return F.pad(x, amounts, mode="constant" if mode == "zeros" else mode)
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """View a map ``(B, C, *grid)`` as tokens ``(B, N, C)`` in raster order; no copy in either memory format."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def to_map(tokens: Tensor, grid: tuple[int, ...], memory_format: torch.memory_format) -> Tensor:
+    """Turn tokens ``(B, N, C)`` into a map ``(B, C, *grid)`` in the given memory format."""
+    batch, _, channels = tokens.shape
+    return tokens.transpose(1, 2).reshape(batch, channels, *grid).contiguous(memory_format=memory_format)
+
+
+def memory_format_of(x: Tensor) -> torch.memory_format:
+    """Return the format in which a layer should answer to the map ``x``: channels-last only if ``x`` is just that."""
+    channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
+    if channels_last is None or x.is_contiguous() or not x.is_contiguous(memory_format=channels_last):
+        return torch.contiguous_format
+    return channels_last
+
+
+def pixel_unshuffle(x: Tensor, factor: int) -> Tensor:
+    """Fold patches into channels: ``(B, C, *grid)`` to ``(B, C * factor^dims, *(grid / factor))``, as in two axes.
+
+    >>> pixel_unshuffle(torch.arange(4.0).view(1, 1, 4), 2).tolist()
+    [[[0.0, 2.0], [1.0, 3.0]]]
+    """
+    if factor == 1:
+        return x
+    batch, channels, *grid = x.shape
+    dims = len(grid)
+    split = [part for size in grid for part in (size // factor, factor)]
+    patches = x.reshape(batch, channels, *split)
+    order = (0, 1, *range(3, 2 * dims + 2, 2), *range(2, 2 * dims + 2, 2))
+    return patches.permute(order).reshape(batch, channels * factor**dims, *(size // factor for size in grid))
+
+
+def pixel_shuffle(x: Tensor, factor: int) -> Tensor:
+    """Spread channels over patches, the inverse of ``pixel_unshuffle``; interleaving in one axis as in two."""
+    if factor == 1:
+        return x
+    batch, channels, *grid = x.shape
+    dims = len(grid)
+    patches = x.reshape(batch, channels // factor**dims, *[factor] * dims, *grid)
+    order = (0, 1, *(axis for i in range(dims) for axis in (2 + dims + i, 2 + i)))
+    return patches.permute(order).reshape(batch, channels // factor**dims, *(size * factor for size in grid))

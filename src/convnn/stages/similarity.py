@@ -1,0 +1,86 @@
+"""Similarities: each as an inner product of embedded queries and keys plus a bias per key (method, section 3).
+
+A search only ever has to find the largest ``<q', k'> + bias``; the values of the k selected pairs are then computed
+directly, which is exact (no cancellation) and is the only road for gradients.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+EUCLIDEAN = ("sqeuclidean", "euclidean")
+
+
+class Embedded(NamedTuple):
+    """Queries ``(B, N, C)`` and keys ``(B, M, C)`` in which the ranking is ``<query, key> + bias``; bias ``(B, M)``."""
+
+    query: Tensor
+    key: Tensor
+    bias: Tensor | None
+
+
+def search_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the precision in which similarities are compared: float32 for half inputs, else the input's own.
+
+    Selection is discontinuous: a rounded similarity is another neighbour.
+    """
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def normalize(x: Tensor) -> Tensor:
+    """Scale vectors ``(..., C)`` to unit length; a zero vector stays zero, with gradient zero."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    is_zero = norm == 0
+    return torch.where(is_zero, torch.zeros_like(x), x / norm.masked_fill(is_zero, 1))
+
+
+def embed(query: Tensor, key: Tensor, metric: str, scale: float) -> Embedded:
+    """Embed queries and keys for one of ``cosine``, ``dot``, ``sqeuclidean``, ``euclidean``."""
+    if metric == "cosine":
+        return Embedded(normalize(query), normalize(key), None)
+    if metric == "dot":
+        return Embedded(query * scale, key, None)
+    # Distances do not change when both sides move; about the keys' mean, |q|^2 + |k|^2 - 2<q,k> cancels least.
+    centre = key.detach().mean(dim=1, keepdim=True)
+    centre = torch.where(centre.isfinite(), centre, torch.zeros_like(centre))
+    query, key = query - centre, key - centre
+    return Embedded(query, key, key.square().sum(-1) * -0.5)
+
+
+def of_pairs(query: Tensor, key: Tensor, metric: str) -> Tensor:
+    """Return the similarity of embedded vectors, pair by pair: ``(..., C)`` and ``(..., C)`` to ``(...)``."""
+    if metric not in EUCLIDEAN:
+        return (query * key).sum(-1)
+    squared = (query - key).square().sum(-1)
+    if metric == "sqeuclidean":
+        return -squared
+    # The derivative of a distance at 0 is not defined; 0 is the one that is no NaN and no preference.
+    same = squared == 0
+    return -squared.masked_fill(same, 1).sqrt().masked_fill(same, 0)
+
+
+def blend(x: Tensor, spread: Tensor, coordinates: Tensor, lam: float) -> Tensor:
+    """Return ``[lam * x / spread, (1 - lam) * p]``: ``(B, N, C)``, ``(B, 1, 1)`` and ``(N, dims)`` to ``(B, N, C + dims)``."""
+    place = (coordinates * (1 - lam)).expand(x.shape[0], -1, -1)
+    return torch.cat([x * (lam / spread), place], dim=-1)
+
+
+def feature_spread(key: Tensor) -> Tensor:
+    """Return ``(B, 1, 1)``: the unbiased standard deviation of a sample's features plus 1e-6 (0 if it has only one)."""
+    if key.shape[1] * key.shape[2] < 2:
+        return torch.full_like(key[:, :1, :1], 1e-6)
+    return key.std(dim=(1, 2), keepdim=True) + 1e-6
+
+
+def spatial(query_positions: Tensor, key_positions: Tensor, grid: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Compare grid positions: ``(..., dims)`` and ``(..., dims)`` to the Chebyshev distance and a ranking, ``(...)``.
+
+    The ranking is an integer that orders by Chebyshev, then Euclidean distance; smaller is nearer.
+    """
+    offset = (key_positions - query_positions).abs()
+    chebyshev = offset.amax(-1)
+    farthest = sum(size * size for size in grid)
+    return chebyshev, chebyshev * (farthest + 1) + offset.square().sum(-1)

@@ -1,0 +1,32 @@
+"""scikit-learn's handwritten digits: 1,797 real images of 8 x 8 pixels that come with the package, split by a seed."""
+
+from __future__ import annotations
+
+import torch
+
+from ..errors import missing_extra
+from .data import Split
+
+TRAIN, VAL = 1200, 200
+"""Images to train on and to watch training with; the other 397 are the test."""
+
+
+def load_digits_splits(seed: int) -> dict[str, Split]:
+    """Return ``train``, ``val`` and ``test``: images ``(n, 1, 8, 8)`` of mean 0 and variance 1 over the training split.
+
+    Raises MissingExtraError without scikit-learn.
+
+    >>> {name: len(split.labels) for name, split in load_digits_splits(0).items()}
+    {'train': 1200, 'val': 200, 'test': 397}
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise missing_extra("scikit-learn", "train") from error
+    digits = load_digits()
+    order = torch.randperm(len(digits.target), generator=torch.Generator().manual_seed(seed))
+    images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1)[order]
+    labels = torch.tensor(digits.target, dtype=torch.int64)[order]
+    images = (images - images[:TRAIN].mean()) / images[:TRAIN].std()
+    ends = {"train": slice(0, TRAIN), "val": slice(TRAIN, TRAIN + VAL), "test": slice(TRAIN + VAL, None)}
+    return {name: Split(images[part], labels[part]) for name, part in ends.items()}

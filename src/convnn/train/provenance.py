@@ -1,0 +1,57 @@
+"""Where a number came from: machine, versions, date and command line. A result without these is an anecdote."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import shlex
+import sys
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("torch", "convnn", "lightning", "timm", "torchmetrics", "scikit-learn", "numpy")
+
+
+def provenance() -> dict[str, str]:
+    """Return what a result carries, by name; holds no user, host or folder name.
+
+    >>> provenance()["torch"] == torch.__version__
+    True
+    """
+    versions = {name: _version(name) for name in PACKAGES}
+    return {
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "command": command_line(),
+        "machine": f"{_processor()}, {os.cpu_count()} logical cores",
+        "system": f"{platform.system()} {platform.machine()}",
+        "threads": str(torch.get_num_threads()),
+        "python": platform.python_version(),
+        **{name: version for name, version in versions.items() if version},
+    }
+
+
+def command_line() -> str:
+    """Return the command line, with the program's name in place of its path."""
+    program = Path(sys.argv[0]).name
+    return shlex.join(["convnn" if program in ("__main__.py", "cli.py") else program, *sys.argv[1:]])
+
+
+def _version(package: str) -> str:
+    if package == "torch":
+        return torch.__version__
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or "unknown processor"
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

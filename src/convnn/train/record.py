@@ -1,0 +1,84 @@
+"""The run's memory: every epoch is written down as it ends, with a checkpoint that the run can resume from."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from ..errors import missing_extra
+
+try:
+    from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch.callbacks import Checkpoint
+except ImportError as error:
+    raise missing_extra(error.name or "lightning", "train") from error
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON so that the file is at every moment the old or the new one, never half of it."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+class Recorder(Checkpoint):
+    """Keeps the history of a run; with a ``folder`` it also writes, after every epoch, in this order:
+
+    ``best.ckpt`` (if the validation accuracy is the best so far), ``last.ckpt`` (to resume from) and ``result.json``
+    (``header``, the status, the history, the best epoch). Without one it only remembers.
+    """
+
+    def __init__(self, folder: Path | None = None, *, header: dict[str, Any] | None = None) -> None:
+        self.folder = folder
+        self.result: dict[str, Any] = {**(header or {}), "status": "running", "epochs": [], "best": None, "test": None}
+        self._started = self._seconds = 0.0
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """One entry an epoch: its number, losses, accuracies, learning rate and the seconds of its training."""
+        history: list[dict[str, float]] = self.result["epochs"]
+        return history
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of the record."""
+        return {"epochs": self.history, "best": self.result["best"]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the record where the checkpoint left it."""
+        self.result["epochs"], self.result["best"] = list(state_dict["epochs"]), state_dict["best"]
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._started, self._seconds = time.perf_counter(), 0.0
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock: the seconds of an epoch are those of its training."""
+        self._seconds = time.perf_counter() - self._started
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the epoch down and save the checkpoints."""
+        entry = {"epoch": trainer.current_epoch + 1, **getattr(pl_module, "summary", {})}
+        entry["lr"] = float(trainer.optimizers[0].param_groups[0]["lr"])
+        entry["seconds"] = self._seconds or time.perf_counter() - self._started
+        self.history.append(entry)
+        best = self.result["best"]
+        improved = "val_accuracy" in entry and (best is None or entry["val_accuracy"] > best["val_accuracy"])
+        if improved:
+            self.result["best"] = entry
+        if self.folder is not None:
+            for name in ("best.ckpt", "last.ckpt") if improved else ("last.ckpt",):
+                trainer.save_checkpoint(self.folder / name)
+        self.write()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Write down that the run was cut off; the last epoch's checkpoint stands."""
+        self.write("interrupted" if isinstance(exception, KeyboardInterrupt) else "failed")
+
+    def write(self, status: str | None = None) -> None:
+        """Write ``result.json``, with a new status if one is given."""
+        self.result["status"] = status or self.result["status"]
+        if self.folder is not None:
+            write_json(self.folder / "result.json", self.result)

@@ -1,0 +1,141 @@
+"""``convnn train``: one run from settings to result, written down as it goes and resumable at every epoch."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..accounting import count_flops, count_parameters
+from ..errors import invalid, missing_extra
+from ..models import check_model, create_model, input_config, swap_layers
+from .images import ImageData
+from .module import Classifier, Optimisation, seed_epoch
+from .provenance import provenance
+from .record import Recorder
+from .settings import TrainSettings, load_settings, resumed, save_settings
+
+try:
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.callbacks import Callback, RichProgressBar
+except ImportError as error:
+    raise missing_extra(error.name or "lightning", "train") from error
+
+
+def train(settings: TrainSettings) -> dict[str, Any]:
+    """Train one model, choose its best epoch on the validation images, and test that one once.
+
+    Returns what ``result.json`` in ``settings.out`` holds. With ``settings.resume`` the run in that folder goes on from its
+    last epoch, exactly as if it had not been interrupted; a finished run is returned as it is. Raises ConvNNError for
+    settings that are wrong or that differ from those of the run to resume, and for a folder that holds another run.
+    """
+    settings = resumed(settings) if settings.resume else settings
+    settings.check()
+    out = Path(settings.out)
+    if not settings.resume and (out / "settings.yaml").exists():
+        fix = "give --resume to go on with it, or another --out"
+        raise invalid("out", "a folder without a run in it", repr(settings.out), fix)
+    check_model(settings.model)
+    data = ImageData(settings, takes=input_config(settings.model, settings.image_size))
+    seed_epoch(settings.seed, -1)
+    model = build_model(settings, classes=len(data.classes))
+    out.mkdir(parents=True, exist_ok=True)
+    if not settings.resume:
+        save_settings(settings, out / "settings.yaml")
+    recorder = Recorder(out, header=_header(settings, data, model))
+    classifier = Classifier(model, num_classes=len(data.classes), optimisation=_optimisation(settings), seed=settings.seed)
+    trainer = _trainer(settings, recorder)
+    last = out / "last.ckpt"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        checkpoint = last if settings.resume and last.exists() else None
+        trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        recorder.result["test"] = _test_best(trainer, classifier, data)
+    recorder.write("finished")
+    return recorder.result
+
+
+def build_model(settings: TrainSettings, *, classes: int) -> nn.Module:
+    """Build the settings' model for ``classes`` classes, its layers swapped; random weights are drawn here.
+
+    Raises ConvNNError when the model, the layer or the image size do not go together.
+    """
+    model = create_model(
+        settings.model,
+        num_classes=classes,
+        in_channels=settings.channels,
+        image_size=settings.image_size,
+        pretrained=settings.pretrained,
+    )
+    return swap_layers(model, settings.layer, k=settings.k, branch_ratio=settings.branch_ratio)
+
+
+def load_run(out: str | Path) -> tuple[nn.Module, TrainSettings, list[str]]:
+    """Return the best model of a finished or running run, in eval mode, its settings and the names of its classes.
+
+    Raises ConvNNError when ``out`` holds no run with a finished epoch.
+    """
+    import json
+
+    folder = Path(out)
+    settings = load_settings(folder / "settings.yaml")
+    if not (folder / "best.ckpt").is_file():
+        raise invalid("out", "a run with a finished epoch (best.ckpt in it)", repr(str(out)), "let it train first")
+    classes = [str(name) for name in json.loads((folder / "result.json").read_text(encoding="utf-8"))["classes"]]
+    model = build_model(dataclasses.replace(settings, pretrained=False), classes=len(classes))
+    saved = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)["state_dict"]
+    model.load_state_dict({name.removeprefix("model."): w for name, w in saved.items() if name.startswith("model.")})
+    return model.eval(), settings, classes
+
+
+def _optimisation(settings: TrainSettings) -> Optimisation:
+    return Optimisation(**{f.name: getattr(settings, f.name) for f in dataclasses.fields(Optimisation)})
+
+
+def _header(settings: TrainSettings, data: ImageData, model: nn.Module) -> dict[str, Any]:
+    size = input_config(settings.model, settings.image_size).size
+    image = torch.zeros(1, settings.channels, size, size)
+    try:
+        flops = count_flops(model, image)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        fix = "change --image-size, --k or --layer"
+        raise invalid("model", f"one that takes images of {size} x {size}", f"{settings.model!r}: {error}", fix) from error
+    return {
+        "settings": dataclasses.asdict(settings),
+        "classes": data.classes,
+        "images": data.counts(),
+        "parameters": count_parameters(model),
+        "flops": flops,
+        "provenance": provenance(),
+    }
+
+
+def _trainer(settings: TrainSettings, recorder: Recorder) -> Trainer:
+    callbacks: list[Callback] = [recorder]
+    if settings.progress:
+        callbacks.append(RichProgressBar(leave=False))
+    return Trainer(
+        accelerator=settings.accelerator,
+        devices=1 if settings.accelerator in ("cpu", "auto") else "auto",
+        precision=settings.precision,  # type: ignore[arg-type]
+        max_epochs=settings.epochs,
+        callbacks=callbacks,
+        logger=False,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        enable_progress_bar=settings.progress,
+        reload_dataloaders_every_n_epochs=1,
+        default_root_dir=settings.out,
+    )
+
+
+def _test_best(trainer: Trainer, classifier: Classifier, data: ImageData) -> dict[str, float]:
+    """Test the best epoch's weights, once."""
+    best = torch.load(Path(trainer.default_root_dir) / "best.ckpt", map_location="cpu", weights_only=True)
+    classifier.load_state_dict(best["state_dict"])
+    trainer.test(classifier, datamodule=data, verbose=False)
+    return {name: classifier.summary[name] for name in ("test_loss", "test_accuracy")}

@@ -1,0 +1,124 @@
+"""The demo's eight stops between convolution and attention: two small networks and what their layers are swapped for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..convert import convert
+from ..models import LAYERS, SmallConvNet, small_transformer, swap_layers
+from .module import seed_epoch
+
+Family = Literal["cnn", "transformer"]
+
+
+@dataclass(frozen=True)
+class Stop:
+    """One stop: its key in the results, the network it lives in, the name of its layer (of ``LAYERS``), and its words."""
+
+    key: str
+    family: Family
+    layer: str
+    title: str
+    text: str
+
+
+STOPS = (
+    Stop("conv", "cnn", "conv", "Convolution", "the 3 × 3 pixels around"),
+    Stop("spatial", "cnn", "spatial", "Spatial ConvNN", "the 9 nearest in place: convolution again"),
+    Stop("blend", "cnn", "blend", "Blend λ = 0.5", "the 9 best, half by place, half by likeness"),
+    Stop("convnn", "cnn", "convnn", "Feature ConvNN", "the 9 most alike, wherever they are"),
+    Stop("hybrid", "cnn", "hybrid", "Hybrid λ = 0.5", "half convolution, half ConvNN (shown)"),
+    Stop("attention", "transformer", "attention", "Attention", "every patch, by its weight"),
+    Stop("knn", "transformer", "knn", "k-NN attention", "the 9 patches with the largest weights"),
+    Stop("convnn_attention", "transformer", "convnn", "ConvNN attention", "9 patches, one more weight per slot"),
+)
+FAMILIES: dict[Family, str] = {"cnn": "Small convolutional network", "transformer": "Small transformer"}
+K = 9
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How each family is trained: the epochs, and the learning rate that suits both a layer and what it is swapped for."""
+
+    epochs: dict[Family, int]
+    lr: dict[Family, float]
+    batch_size: int = 32
+
+
+FULL = Plan({"cnn": 10, "transformer": 14}, {"cnn": 4e-3, "transformer": 3e-3})
+QUICK = Plan({"cnn": 2, "transformer": 3}, {"cnn": 4e-3, "transformer": 3e-3})
+
+
+def base_network(family: Family) -> nn.Module:
+    """Build the network of a family for digits ``(B, 1, 8, 8)``, with the layers that everything starts from."""
+    if family == "cnn":
+        return SmallConvNet(in_channels=1, num_classes=10, width=32, depth=2)
+    return small_transformer(in_channels=1, num_classes=10, width=48, depth=2, image_size=8, patch=2)
+
+
+def build(stop: Stop, *, seed: int) -> nn.Module:
+    """Build the network of a stop; equal seeds give equal weights wherever the layers are the same.
+
+    >>> sum(p.numel() for p in build(STOPS[0], seed=0).parameters())
+    19306
+    """
+    seed_epoch(seed, -1)
+    network = base_network(stop.family)
+    if LAYERS[stop.layer].to is None:
+        return network
+    if isinstance(network, SmallConvNet):  # the stem stays: one grey value has no direction that a cosine could compare
+        body = swap_layers(network.body, stop.layer, k=K)
+        network.body = body if isinstance(body, nn.Sequential) else nn.Sequential(body)
+        return network
+    return swap_layers(network, stop.layer, k=K)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Two networks with the same weights that must be one function: the largest difference of their outputs, and its bound."""
+
+    name: str
+    text: str
+    difference: float
+    bound: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the difference is within its bound."""
+        return self.difference <= self.bound
+
+
+def identities(images: Tensor, *, seed: int) -> list[Identity]:
+    """Compare, before training, what must be equal: each recovered layer with what it recovers, on images ``(B, 1, 8, 8)``.
+
+    The recovered layers run twice: by the native kernel that they hand over to, and by the neighbour search and the
+    gathering themselves (``impl="dense"``), which is the comparison that could fail.
+    """
+    found: list[Identity] = []
+    tokens = 16
+    for dtype, bound in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
+        precision = str(dtype).removeprefix("torch.")
+        for impl, road in (("auto", "by the native kernel"), ("dense", "by neighbour search")):
+            seed_epoch(seed, -1)
+            network = SmallConvNet(in_channels=1, num_classes=10, width=32, depth=2)
+            spatial = convert(network, "convnn", similarity="spatial", init="from_original", impl=impl)
+            difference = _difference(network, spatial, images.to(dtype))
+            found.append(Identity("Spatial ConvNN = convolution", f"{precision}, {road}", difference, bound))
+        for impl, road in (("auto", "by the native kernel"), ("dense", "by neighbour search")):
+            seed_epoch(seed, -1)
+            network = small_transformer(in_channels=1, num_classes=10, width=48, depth=2, image_size=8)
+            everyone = convert(network, "convnn", k=tokens, aggregation="sum", init="from_original", impl=impl)
+            difference = _difference(network, everyone, images.to(dtype))
+            found.append(Identity(f"k-NN attention, k = N = {tokens} = attention", f"{precision}, {road}", difference, bound))
+    return found
+
+
+def _difference(first: nn.Module, second: nn.Module, images: Tensor) -> float:
+    with torch.no_grad():
+        one = first.to(images.dtype).eval()(images)
+        other = second.to(images.dtype).eval()(images)
+    return float((one - other).abs().max())

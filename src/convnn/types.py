@@ -1,0 +1,251 @@
+"""The nouns of the operator: neighbours, candidate sets, similarities, and one resolved problem of each kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .errors import invalid, unknown_name
+
+Impl = Literal["auto", "reference", "dense", "conv", "sdpa"]
+SimilarityName = Literal["cosine", "dot", "sqeuclidean", "euclidean", "spatial"]
+Weighting = Literal["ones", "identity", "softmax"]
+
+IMPLS: tuple[str, ...] = ("auto", "reference", "dense", "conv", "sdpa")
+SIMILARITIES: tuple[str, ...] = ("cosine", "dot", "sqeuclidean", "euclidean", "spatial")
+BLENDED: tuple[str, ...] = ("cosine", "sqeuclidean", "euclidean")
+WEIGHTINGS: tuple[str, ...] = ("ones", "identity", "softmax")
+
+
+class Neighbors(NamedTuple):
+    """The k neighbours of every query.
+
+    Attributes:
+        similarity: ``(..., N, k)``, in slot order. float32 for half-precision inputs.
+        index: ``(..., N, k)`` int64, positions among the keys, in the same slot order.
+    """
+
+    similarity: Tensor
+    index: Tensor
+
+
+def _whole(argument: str, value: object, minimum: int, fix: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt) or value < minimum:
+        raise invalid(argument, f"a whole number of at least {minimum}", repr(value), fix)
+
+
+@dataclass(frozen=True)
+class Random:
+    """Candidates: ``r`` tokens drawn without replacement, one draw for the whole batch.
+
+    ``generator`` is a ``torch.Generator``, or a seed (an int: every call makes the same draw, on every device), or None
+    for torch's global generator. More candidates than tokens means every token.
+
+    >>> Random(3, generator=0).draw(10, torch.device("cpu")).shape
+    torch.Size([3])
+    """
+
+    r: int
+    generator: torch.Generator | int | None = None
+
+    def __post_init__(self) -> None:
+        _whole("Random.r", self.r, 1, "give the number of candidates to draw")
+        if isinstance(self.generator, bool) or not isinstance(self.generator, torch.Generator | int | None):
+            raise invalid(
+                "Random.generator", "a torch.Generator, a seed (int) or None", repr(self.generator), "pass one of these"
+            )
+
+    def draw(self, tokens: int, device: torch.device) -> Tensor:
+        """Draw ``(r,)`` distinct positions among ``tokens``, in ascending order."""
+        if isinstance(self.generator, int):
+            order = _hashed_order(tokens, self.generator, device)
+        elif self.generator is None:
+            order = torch.randperm(tokens, device=device)
+        else:
+            order = torch.randperm(tokens, generator=self.generator, device=self.generator.device).to(device)
+        return order[: self.r].sort().values
+
+
+def _hashed_order(tokens: int, seed: int, device: torch.device) -> Tensor:
+    """Order the tokens by a 32-bit mixing hash: a seeded permutation in plain tensor operations.
+
+    A generator object cannot enter a compiled graph and differs between devices; this does neither. The hash is a
+    bijection on 32 bits, so there are no ties, and every product stays below 2^63.
+    """
+    mask = 0xFFFFFFFF
+    hashed = (torch.arange(tokens, device=device) + (seed * 0x9E3779B1 & mask)) & mask
+    for _ in range(2):
+        hashed = (((hashed >> 16) ^ hashed) * 0x45D9F3B) & mask
+    return ((hashed >> 16) ^ hashed).argsort()
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Candidates: a regular sub-grid of ``g`` tokens per axis, at ``floor(linspace(margin, size-1-margin, g))``.
+
+    A ``g`` above the smallest axis means every token.
+
+    >>> Grid(5)
+    Grid(g=5, margin=0)
+    """
+
+    g: int
+    margin: int = 0
+
+    def __post_init__(self) -> None:
+        _whole("Grid.g", self.g, 1, "give the number of candidates per axis")
+        _whole("Grid.margin", self.margin, 0, "give the distance of the first candidate from the border, in tokens")
+
+
+@dataclass(frozen=True)
+class Window:
+    """Candidates: the tokens inside a window of odd ``size`` around each query, ``dilation`` apart.
+
+    At the border ``"clip"`` keeps the part of the window that exists (a query there has fewer candidates), and
+    ``"shift"`` moves the window inside the grid, so that every query has the same number (neighbourhood attention,
+    Hassani et al. 2023). ``size`` and ``dilation`` are one number for every axis, or one per axis.
+
+    >>> Window(3)
+    Window(size=3, dilation=1, border='clip')
+    """
+
+    size: int | Sequence[int]
+    dilation: int | Sequence[int] = 1
+    border: Literal["clip", "shift"] = "clip"
+
+    def __post_init__(self) -> None:
+        for argument in ("size", "dilation"):
+            value = getattr(self, argument)
+            if isinstance(value, Sequence) and not isinstance(value, str):
+                object.__setattr__(self, argument, tuple(value))
+            for number in getattr(self, argument) if isinstance(value, Sequence) else (value,):
+                _whole(f"Window.{argument}", number, 1, "give one number, or one per axis")
+        for number in self.size if isinstance(self.size, tuple) else (self.size,):
+            if int(number) % 2 == 0:
+                raise invalid("Window.size", "an odd size (the query is its centre)", repr(self.size), "add or take 1")
+        if self.border not in ("clip", "shift"):
+            raise unknown_name("Window.border", self.border, ("clip", "shift"))
+
+    def per_axis(self, dims: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return ``(size, dilation)`` with one number per axis; raises if their lengths are not ``dims``."""
+        return _per_axis("Window.size", self.size, dims), _per_axis("Window.dilation", self.dilation, dims)
+
+
+def _per_axis(argument: str, value: int | Sequence[int], dims: int) -> tuple[int, ...]:
+    if isinstance(value, int):
+        return (value,) * dims
+    if len(value) != dims:
+        raise invalid(argument, f"one number, or {dims} (one per axis)", value, f"give {dims} numbers")
+    return tuple(value)
+
+
+@dataclass(frozen=True)
+class Blend:
+    """Similarity of features and coordinates together: of ``[lam * x / std(x), (1 - lam) * p]`` (method "Loc_Col").
+
+    ``lam`` = 1 looks at features alone, ``lam`` = 0 at positions alone. ``feature`` is the similarity of the
+    concatenation: ``"cosine"``, ``"sqeuclidean"`` or ``"euclidean"``.
+
+    >>> Blend(0.5)
+    Blend(lam=0.5, feature='cosine')
+    """
+
+    lam: float
+    feature: Literal["cosine", "sqeuclidean", "euclidean"] = "cosine"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.lam, bool) or not isinstance(self.lam, int | float) or not 0 <= self.lam <= 1:
+            raise invalid("Blend.lam", "a number in [0, 1]", repr(self.lam), "0 is purely spatial, 1 purely feature")
+        if self.feature not in BLENDED:
+            raise unknown_name("Blend.feature", self.feature, BLENDED)
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """Queries that stand on a regular part of the keys' grid: ``origin + stride * i`` for ``i < shape``, per axis.
+
+    >>> Lattice((1, 1), (2, 2), (1, 1)).index((4, 4), torch.device("cpu"))
+    tensor([ 5,  6,  9, 10])
+    """
+
+    origin: tuple[int, ...]
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def index(self, grid: tuple[int, ...], device: torch.device) -> Tensor:
+        """Return the ``(N,)`` flat positions of the queries among the tokens of ``grid``, in raster order."""
+        flat = torch.zeros((), dtype=torch.int64, device=device)
+        for origin, count, stride, size in zip(self.origin, self.shape, self.stride, grid, strict=True):
+            flat = flat.unsqueeze(-1) * size + (origin + stride * torch.arange(count, device=device))
+        return flat.flatten()
+
+
+Candidates = Literal["all"] | Random | Grid | Window | Tensor
+Similarity = SimilarityName | Blend
+
+
+class Search(NamedTuple):
+    """A search that has been checked and resolved; what every implementation of ``knn_search`` receives.
+
+    Attributes:
+        query: ``(B, N, C)``.
+        key: ``(B, M, C)``.
+        k: neighbours, at most M.
+        every: whether k stands for every key that is not masked; a masked key then has similarity -inf.
+        similarity: a name or a ``Blend``.
+        scale: the factor of ``dot``.
+        candidates: ``"all"``, a ``Grid``, a ``Window``, or ``(r,)`` ascending positions.
+        include_self: whether slot 0 is the query's own token.
+        grid: the keys' grid; its product is M.
+        query_index: where the queries stand among the keys, ``(N,)`` or a ``Lattice``; None if they are not keys.
+        key_padding_mask: ``(B, M)``, True for keys that may not be chosen, or None.
+        deterministic: whether equal similarities are taken lowest index first.
+        need_similarity: whether the similarities are used by what follows.
+    """
+
+    query: Tensor
+    key: Tensor
+    k: int
+    every: bool
+    similarity: Similarity
+    scale: float
+    candidates: Literal["all"] | Grid | Window | Tensor
+    include_self: bool
+    grid: tuple[int, ...]
+    query_index: Tensor | Lattice | None
+    key_padding_mask: Tensor | None
+    deterministic: bool
+    need_similarity: bool
+
+
+class Gather(NamedTuple):
+    """An aggregation that has been checked; what every implementation of ``knn_gather`` receives.
+
+    Attributes:
+        value: ``(B, M, C_in)``.
+        weight: ``(C_out, C_in/groups, k)``, or None for unit weights.
+        bias: ``(C_out,)`` or None.
+        weighting: how a similarity weights its neighbour.
+        temperature: the divisor of the similarities under ``softmax``.
+        groups: as in ``nn.Conv1d``.
+        dropout_p: the chance that a neighbour's weight is zeroed (the others are scaled up), as in attention.
+    """
+
+    value: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    weighting: Weighting
+    temperature: float
+    groups: int
+    dropout_p: float
+
+
+class Choice(NamedTuple):
+    """Which implementation runs, and why."""
+
+    impl: str
+    reason: str
