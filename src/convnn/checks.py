@@ -8,7 +8,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from .errors import invalid, unknown_name
+from .errors import ConvNNError, invalid, unknown_name
+from .precision import autocast_is_on
 from .types import IMPLS, SIMILARITIES, WEIGHTINGS, Blend, Gather, Grid, Lattice, Neighbors, Random, Window
 
 
@@ -29,9 +30,12 @@ def alike(first: tuple[str, Tensor], second: tuple[str, Tensor], axes: dict[int,
     for axis, meaning in axes.items():
         if a.shape[axis] != b.shape[axis]:
             raise invalid(
-                other, f"{a.shape[axis]} {meaning} as in {name}", b.shape[axis], f"give both the same number of {meaning}"
+                other,
+                f"{a.shape[axis]} {meaning} as in {name}",
+                b.shape[axis],
+                f"give both the same number of {meaning}",
             )
-    if a.dtype != b.dtype and not torch.is_autocast_enabled(a.device.type):
+    if a.dtype != b.dtype and not autocast_is_on(a.device):
         raise invalid(other, f"{a.dtype} as {name}", b.dtype, f"convert one, e.g. {other}.to({name}.dtype)")
     if a.device != b.device:
         raise invalid(other, f"device {a.device} as {name}", b.device, f"move one, e.g. {other}.to({name}.device)")
@@ -99,7 +103,9 @@ def positions(argument: str, value: Tensor, count: int) -> None:
         return
     low, high = int(value.min()), int(value.max())
     if low < 0 or high >= count:
-        raise invalid(argument, f"positions in [0, {count})", f"{low} to {high}", "count tokens of the (padded) keys from 0")
+        raise invalid(
+            argument, f"positions in [0, {count})", f"{low} to {high}", "count tokens of the (padded) keys from 0"
+        )
     if argument == "candidates" and value.unique().numel() != value.numel():
         raise invalid(argument, "distinct positions", "a position given twice", "pass candidates.unique()")
 
@@ -121,18 +127,28 @@ def query_index(value: object, queries: int, keys_grid: tuple[int, ...]) -> None
     """Refuse query positions that are not one per query and inside the grid."""
     if isinstance(value, Lattice):
         if len(value.shape) != len(keys_grid):
-            raise invalid("query_index", f"a lattice of {len(keys_grid)} axes", len(value.shape), "give one entry per axis")
+            raise invalid(
+                "query_index", f"a lattice of {len(keys_grid)} axes", len(value.shape), "give one entry per axis"
+            )
         if math.prod(value.shape) != queries:
-            raise invalid("query_index", f"a lattice of {queries} queries", value.shape, "give the shape of the queries' map")
+            raise invalid(
+                "query_index", f"a lattice of {queries} queries", value.shape, "give the shape of the queries' map"
+            )
         for origin, count, stride, size in zip(value.origin, value.shape, value.stride, keys_grid, strict=True):
             if origin < 0 or stride < 1 or origin + (count - 1) * stride >= size:
-                raise invalid("query_index", f"a lattice inside the grid {keys_grid}", value, "lower origin, shape or stride")
+                raise invalid(
+                    "query_index", f"a lattice inside the grid {keys_grid}", value, "lower origin, shape or stride"
+                )
         return
     if not isinstance(value, Tensor) or value.dim() != 1 or value.is_floating_point() or value.dtype == torch.bool:
         got = f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else repr(value)
-        raise invalid("query_index", "a 1-d integer tensor or a Lattice", got, "pass the queries' positions among the keys")
+        raise invalid(
+            "query_index", "a 1-d integer tensor or a Lattice", got, "pass the queries' positions among the keys"
+        )
     if value.shape[0] != queries:
-        raise invalid("query_index", f"{queries} positions, one per query", value.shape[0], "give one position per query")
+        raise invalid(
+            "query_index", f"{queries} positions, one per query", value.shape[0], "give one position per query"
+        )
     positions("query_index", value, math.prod(keys_grid))
 
 
@@ -148,10 +164,9 @@ def key_padding_mask(value: object, key: Tensor) -> None:
         raise invalid("key_padding_mask", f"device {key.device}", value.device, "move it to the keys' device")
 
 
-def enough(k: int, available: int, what: str, fix: str) -> None:
-    """Refuse a k above the number of candidates."""
-    if k > available:
-        raise invalid("k", f"at most {available} ({what})", k, fix)
+def too_few(k: int, available: int, *, what: str, fix: str) -> ConvNNError:
+    """Build the error for a k above the number of candidates."""
+    return invalid("k", f"at most {available} ({what})", k, fix)
 
 
 def generator(value: object, spec: object) -> None:
@@ -159,7 +174,9 @@ def generator(value: object, spec: object) -> None:
     if isinstance(value, bool) or not isinstance(value, torch.Generator | int):
         raise invalid("generator", "a torch.Generator, a seed (int) or None", repr(value), "pass one of these")
     if not isinstance(spec, Random):
-        raise invalid("generator", "None unless candidates are Random", "a generator", "use candidates=convnn.Random(r)")
+        raise invalid(
+            "generator", "None unless candidates are Random", "a generator", "use candidates=convnn.Random(r)"
+        )
     if spec.generator is not None:
         raise invalid("generator", "None (candidates has a generator already)", "a second one", "give only one of them")
 
@@ -217,5 +234,3 @@ def neighbors(value: object, values: Tensor) -> None:
         expected = f"a batch of {values.shape[0]} as value"
         raise invalid("neighbors", expected, value.index.shape[0], "search and gather the same batch")
     positions("neighbors.index", value.index, values.shape[1])
-
-

@@ -188,7 +188,9 @@ def _choose(
         else:
             chosen.append((names, layer))
     if not chosen:
-        seen = ", ".join(names[0] or "(the model itself)" for names, _ in places[:5]) or "no convolution and no attention"
+        seen = (
+            ", ".join(names[0] or "(the model itself)" for names, _ in places[:5]) or "no convolution and no attention"
+        )
         asked = patterns or types or where or "kernel above 1, stride 1, or attention"
         raise invalid("pattern" if patterns else "model", f"a choice of layers among: {seen}", repr(asked),
                       "choose with types, pattern or where")  # fmt: skip
@@ -245,7 +247,11 @@ def describe(layer: nn.Module) -> str:
     part = next((part for part in layer.modules() if isinstance(part, NeighborLayer)), None)
     if part is None:
         return name
-    ratio = f", {layer.branch_ratio} of {getattr(layer, 'out_channels', getattr(layer, 'dim', ''))}" if part is not layer else ""
+    ratio = (
+        f", {layer.branch_ratio} of {getattr(layer, 'out_channels', getattr(layer, 'dim', ''))}"
+        if part is not layer
+        else ""
+    )
     return f"{name} k={part.k}, {part.similarity}, {part.candidates}{ratio}"
 
 

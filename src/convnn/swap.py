@@ -20,8 +20,8 @@ from .nn import (
     HybridConvNN2d,
     HybridConvNN3d,
 )
-from .nn.attention import HeadsAttention
 from .nn.from_attention import is_timm_attention
+from .nn.heads import HeadsAttention
 from .nn.kernels import Conv, conv_geometry, kernel_radius
 from .types import Window
 
@@ -77,19 +77,21 @@ def _replace_conv(layer: Any, kind: type[Conv], to: str, init: str, options: dic
     kernel, dilation, padding = conv_geometry(layer, kind)
     if options.get("similarity") == "spatial" and "k" not in options and "candidates" not in options:
         options = {**options, "k": layer.weight[0, 0].numel(), "candidates": Window(kernel, dilation)}
-    shared = {"stride": layer.stride, "padding": padding, "groups": layer.groups, "bias": layer.bias is not None,
-              "padding_mode": layer.padding_mode, "device": layer.weight.device, "dtype": layer.weight.dtype}  # fmt: skip
+    shared = {
+        "stride": layer.stride, "padding": padding, "groups": layer.groups, "bias": layer.bias is not None,
+        "padding_mode": layer.padding_mode, "device": layer.weight.device, "dtype": layer.weight.dtype,
+    }  # fmt: skip
     channels = (layer.in_channels, layer.out_channels)
     if to == "convnn":
         margin = kernel_radius(kernel, dilation)
-        new = _CONVNN[kind](*channels, **{**shared, "query_margin": margin, **options})  # type: ignore[index]
+        new = _CONVNN[kind](*channels, **{**shared, "query_margin": margin, **options})
         if init == "from_original":
             _take_kernel(new, layer)
-        return new  # type: ignore[no-any-return]
-    hybrid = _HYBRID[kind](*channels, kernel, dilation=dilation, **{**shared, **options})  # type: ignore[index]
+        return new
+    hybrid = _HYBRID[kind](*channels, kernel, dilation=dilation, **{**shared, **options})
     if init == "from_original":
         _take_slice(hybrid, layer)
-    return hybrid  # type: ignore[no-any-return]
+    return hybrid
 
 
 def _take_kernel(new: Any, layer: Any) -> None:
@@ -108,7 +110,9 @@ def _take_kernel(new: Any, layer: Any) -> None:
 def _take_slice(hybrid: Any, layer: Any) -> None:
     """Give the convolution branch the kernels of its channels, and start the mix as the identity."""
     if hybrid.conv is None:
-        raise invalid("init", "a hybrid with a convolution branch", f"branch_ratio={hybrid.branch_ratio}", "use init='random'")
+        raise invalid(
+            "init", "a hybrid with a convolution branch", f"branch_ratio={hybrid.branch_ratio}", "use init='random'"
+        )
     share = layer.out_channels - hybrid.conv.out_channels
     with torch.no_grad():
         hybrid.conv.weight.copy_(layer.weight[share:])
@@ -136,8 +140,8 @@ def _hybrid_attention(layer: nn.Module, init: str, options: dict[str, Any]) -> n
         fix = "use to='convnn', or replace it by hand"
         raise invalid("layer", "timm's Attention (the hybrid attention splits its channels)", type(layer).__name__, fix)
     if init == "from_original":
-        fix = "use init='random', or to='convnn'"
-        raise invalid("init", "'random' for a hybrid attention (it splits the channels, so no slice is the original's)", init, fix)
+        expected = "'random' for a hybrid attention (it splits the channels: no slice of it is the original's)"
+        raise invalid("init", expected, init, "use init='random', or to='convnn'")
     source: Any = layer
     if source.attn_dim != source.qkv.in_features or not isinstance(source.q_norm, nn.Identity):
         raise invalid("layer", "an Attention of the standard width, without norms", "another", "use to='convnn'")

@@ -30,7 +30,7 @@ class Neighbors(NamedTuple):
     """
 
     similarity: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
 
 
 def _whole(argument: str, value: object, minimum: int, fix: str) -> None:

@@ -14,6 +14,7 @@ _log = logging.getLogger("convnn")
 
 _LIMITS: dict[str, str] = {"conv": "a convolution", "sdpa": "attention"}
 
+
 def choose_impl(impl: str, search: Search | None, gather: Gather | None) -> Choice:
     """Choose the implementation of a search (``gather`` None), a gather (``search`` None), or both at once.
 

@@ -13,15 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import invalid
+from ..precision import search_dtype, without_autocast
 from ..stages import aggregate as slots
 from ..stages import candidates, geometry, select, similarity
 from ..types import Blend, Gather, Grid, Lattice, Neighbors, Search, Window
 
 
 class _Table(NamedTuple):
-    """Who may be chosen: ``index`` None (every key), ``(r,)`` or ``(N, w)``; ``exists`` ``(N, w)`` or None (all do)."""
+    """Who may be chosen: ``keys`` None (every key), ``(r,)`` or ``(N, w)``; ``exists`` ``(N, w)`` or None (all do)."""
 
-    index: Tensor | None
+    keys: Tensor | None
     exists: Tensor | None
 
 
@@ -29,7 +30,7 @@ def search(problem: Search) -> Neighbors:
     """Find the k neighbours of every query from the full matrix of similarities."""
     if problem.similarity == "spatial":
         return _search_spatial(problem)
-    with torch.autocast(problem.query.device.type, enabled=False):
+    with without_autocast(problem.query.device):
         return _search_features(problem)
 
 
@@ -51,7 +52,7 @@ def _search_features(problem: Search) -> Neighbors:
 
 def _features(problem: Search) -> tuple[Tensor, Tensor, str]:
     """The vectors to compare, in the precision of the search: the tokens, or the tokens beside their coordinates."""
-    dtype = similarity.search_dtype(problem.query.dtype)
+    dtype = search_dtype(problem.query.dtype)
     query, key = problem.query.to(dtype), problem.key.to(dtype)
     if not isinstance(problem.similarity, Blend):
         return query, key, problem.similarity
@@ -78,12 +79,12 @@ def _table(problem: Search, own: Tensor | None, grid: tuple[int, ...]) -> _Table
     if isinstance(chosen, Tensor):
         return _Table(chosen, None)
     if isinstance(chosen, Grid):
-        return _Table(candidates.grid_positions(chosen.g, chosen.margin, grid, device), None)
+        return _Table(candidates.grid_positions(chosen.g, chosen.margin, grid, device=device), None)
     if isinstance(chosen, Window) and own is not None:
         size, dilation = chosen.per_axis(len(grid))
         positions = geometry.unravel(own, grid)
         if chosen.border == "shift":
-            return _Table(candidates.shifted_window(size, dilation, positions, grid), None)
+            return _Table(candidates.shifted_window(size, dilation, positions, grid=grid), None)
         return _Table(*candidates.clipped_window(candidates.window_offsets(size, dilation, device), positions, grid))
     return _Table(None, None)
 
@@ -91,13 +92,13 @@ def _table(problem: Search, own: Tensor | None, grid: tuple[int, ...]) -> _Table
 def _scores(embedded: similarity.Embedded, table: _Table) -> Tensor:
     """What the ranking is by: ``(B, N, M)``, or ``(B, N, r)``, or ``(B, N, w)``."""
     query, key, bias = embedded
-    if table.index is None or table.index.dim() == 1:
-        if table.index is not None:
-            key, bias = key[:, table.index], None if bias is None else bias[:, table.index]
+    if table.keys is None or table.keys.dim() == 1:
+        if table.keys is not None:
+            key, bias = key[:, table.keys], None if bias is None else bias[:, table.keys]
         scores = query @ key.transpose(1, 2)
         return scores if bias is None else scores + bias.unsqueeze(1)
-    scores = torch.einsum("bnc,bnwc->bnw", query, key[:, table.index])
-    return scores if bias is None else scores + bias[:, table.index]
+    scores = torch.einsum("bnc,bnwc->bnw", query, key[:, table.keys])
+    return scores if bias is None else scores + bias[:, table.keys]
 
 
 def _choose(problem: Search, scores: Tensor, table: _Table, own: Tensor | None) -> Tensor:
@@ -115,11 +116,11 @@ def _choose(problem: Search, scores: Tensor, table: _Table, own: Tensor | None) 
 
 
 def _to_keys(places: Tensor, table: _Table) -> Tensor:
-    if table.index is None:
+    if table.keys is None:
         return places
-    if table.index.dim() == 1:
-        return table.index[places]
-    return table.index.expand(places.shape[0], -1, -1).gather(2, places)
+    if table.keys.dim() == 1:
+        return table.keys[places]
+    return table.keys.expand(places.shape[0], -1, -1).gather(2, places)
 
 
 def _excluded(problem: Search, table: _Table, own: Tensor | None) -> Tensor | None:
@@ -127,7 +128,7 @@ def _excluded(problem: Search, table: _Table, own: Tensor | None) -> Tensor | No
     masks = []
     if table.exists is not None:
         masks.append(~table.exists.unsqueeze(0))
-    keys = torch.arange(problem.key.shape[1], device=problem.key.device) if table.index is None else table.index
+    keys = torch.arange(problem.key.shape[1], device=problem.key.device) if table.keys is None else table.keys
     if own is not None:
         masks.append((keys == own.unsqueeze(-1)).unsqueeze(0))
     if problem.key_padding_mask is not None:
@@ -188,13 +189,13 @@ def _search_spatial(problem: Search) -> Neighbors:
     in_order = problem._replace(deterministic=True)
     chosen = _choose(in_order, -ranking.unsqueeze(0), _Table(index, exists), own)
     distance, _ = similarity.spatial(positions.unsqueeze(1), geometry.unravel(chosen, grid), grid)
-    return Neighbors(-distance.to(similarity.search_dtype(problem.query.dtype)), chosen)
+    return Neighbors(-distance.to(search_dtype(problem.query.dtype)), chosen)
 
 
 def _spatial_table(problem: Search, own: Tensor, positions: Tensor) -> tuple[Tensor, Tensor | None]:
     table, grid = _table(problem, own, problem.grid), problem.grid
-    if table.index is not None:
-        return table.index, table.exists
+    if table.keys is not None:
+        return table.keys, table.exists
     if problem.key_padding_mask is not None:
         return torch.arange(problem.key.shape[1], device=own.device), None
     radius = candidates.nearest_radius(problem.k, grid)

@@ -14,12 +14,11 @@ from ..types import Blend, Gather, Grid, Lattice, Neighbors, Search, Window
 def search(problem: Search) -> Neighbors:
     """Find the k neighbours of every query by comparing it with every candidate, one at a time."""
     dtype = torch.float32 if problem.query.dtype in (torch.float16, torch.bfloat16) else problem.query.dtype
-    with torch.autocast(problem.query.device.type, enabled=False):
-        rows = [
-            _row(problem, query, key, n, b)
-            for b, (queries, key) in enumerate(zip(problem.query.to(dtype), problem.key.to(dtype), strict=True))
-            for n, query in enumerate(queries)
-        ]
+    rows = [
+        _row(problem, query, key, n, b)
+        for b, (queries, key) in enumerate(zip(problem.query.to(dtype), problem.key.to(dtype), strict=True))
+        for n, query in enumerate(queries)
+    ]
     shape = (*problem.query.shape[:2], problem.k)
     if not rows:
         empty = torch.zeros(shape, dtype=torch.int64, device=problem.query.device)
@@ -160,7 +159,8 @@ def _rho(similarity: Tensor, problem: Gather) -> Tensor:
 
 def _matrix(weight: Tensor, m: int, groups: int) -> Tensor:
     """The full ``(C_out, C_in)`` matrix of slot m: block-diagonal over the groups."""
-    return torch.block_diag(*weight[:, :, m].chunk(groups))
+    matrix: Tensor = torch.block_diag(*weight[:, :, m].chunk(groups))
+    return matrix
 
 
 def aggregate(problem: Search, aggregation: Gather) -> Tensor:

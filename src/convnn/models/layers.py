@@ -1,4 +1,4 @@
-"""What ``--layer`` means: a name for each stop between convolution and attention, and the conversion that goes there."""
+"""What ``layer`` means: a name for each stop between convolution and attention, and the conversion that goes there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..convert import convert
 from ..errors import invalid, unknown_name
 from ..types import Blend
 
-CONVOLUTIONS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_CONVOLUTIONS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
@@ -53,28 +53,39 @@ LAYERS: dict[str, Swap] = {
 }
 
 
-def swap_layers(model: nn.Module, layer: str, *, k: int = 9, branch_ratio: float = 0.5) -> nn.Module:
+INITS = ("default", "random", "from_original")
+
+
+def swap_layers(
+    model: nn.Module, layer: str, *, k: int = 9, branch_ratio: float = 0.5, init: str = "default"
+) -> nn.Module:
     """Return a copy of the model with its convolutions or its attention swapped for ``layer``, a name of ``LAYERS``.
 
-    Raises ConvNNError for an unknown name, and when the model has nothing that could be swapped.
+    Swapped are attention, and convolutions with a kernel above 1 and stride 1. ``init`` is that of ``convnn.convert``;
+    ``"default"`` starts from the original's weights where the layer is named for what it recovers (spatial, knn), and
+    from random ones elsewhere. Raises ConvNNError for an unknown name, and when the model has nothing that could be swapped.
 
     >>> swap_layers(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1)), "hybrid", k=5)[0].convnn.k
     5
     """
     if layer not in LAYERS:
         raise unknown_name("layer", layer, LAYERS)
+    if init not in INITS:
+        raise unknown_name("init", init, INITS)
     swap = LAYERS[layer]
     if swap.to is None:
         return model
-    given = {"k": k, "branch_ratio": branch_ratio}
+    kinds = {"convolutions": _CONVOLUTIONS, "attention": attention_types(), "both": (*_CONVOLUTIONS, *attention_types())}
+    chosen = kinds[swap.of]
+    if not any(_swappable(module, chosen) for module in model.modules()):
+        what = "convolutions of kernel > 1 and stride 1" if swap.of == "convolutions" else "attention"
+        got = f"{layer!r}, but a {type(model).__name__} has no {'layer' if swap.of == 'both' else what} to swap"
+        raise invalid("layer", "one that fits the model", got, _other(swap))
+    given: dict[str, Any] = {"k": k, "branch_ratio": branch_ratio}
     options = {**{name: given[name] for name in swap.takes}, **swap.options}
-    before = {type(module) for module in model.modules()}
-    types = {"convolutions": CONVOLUTIONS, "attention": attention_types(), "both": None}[swap.of]
-    converted = convert(model, swap.to, types=types, **options)
-    if {type(module) for module in converted.modules()} == before:
-        what = "convolutions (kernel above 1, stride 1) or attention" if swap.of == "both" else swap.of
-        raise invalid("layer", f"one that fits a {type(model).__name__} (it has no {what} to swap)", repr(layer), _other(swap))
-    return converted
+    if init != "default":
+        options["init"] = init
+    return convert(model, swap.to, where=lambda _, module: _swappable(module, chosen), **options)
 
 
 def attention_types() -> tuple[type[nn.Module], ...]:
@@ -84,6 +95,12 @@ def attention_types() -> tuple[type[nn.Module], ...]:
     except ImportError:
         return (nn.MultiheadAttention,)
     return (nn.MultiheadAttention, Attention)
+
+
+def _swappable(module: nn.Module, chosen: tuple[type[nn.Module], ...]) -> bool:
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return isinstance(module, chosen) and max(module.kernel_size) > 1 and max(module.stride) == 1
+    return isinstance(module, chosen)
 
 
 def _other(swap: Swap) -> str:

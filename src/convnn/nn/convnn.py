@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Self
 
 import torch
@@ -13,7 +14,16 @@ from ..knn import knn_aggregate, knn_search
 from ..stages import geometry
 from ..types import Candidates, Lattice, Neighbors, Similarity, Weighting, Window
 from .kernels import Conv, conv_geometry, kernel_radius
-from .options import PADDING_MODES, NeighborLayer, check_input, init_like_conv, options_repr, per_axis, simplest
+from .options import (
+    PADDING_MODES,
+    NeighborLayer,
+    aggregation_groups,
+    check_input,
+    init_like_conv,
+    options_repr,
+    per_axis,
+    simplest,
+)
 
 
 class _ConvNN(NeighborLayer):
@@ -52,7 +62,8 @@ class _ConvNN(NeighborLayer):
         dtype: as in ``nn.Conv*d``.
 
     Shapes:
-        Input ``(B, C_in, *grid)`` or ``(C_in, *grid)``; output the same with C_out and ``ceil(size / stride)`` per axis.
+        Input ``(B, C_in, *grid)`` or ``(C_in, *grid)``; output the same with C_out
+        and ``ceil(size / stride)`` per axis.
         ``weight`` ``(C_out, C_in/groups, k)``, ``bias`` ``(C_out,)``.
 
     Raises:
@@ -124,7 +135,7 @@ class _ConvNN(NeighborLayer):
         token = self.in_channels * self.unshuffle**self.dims
         value = token + self.dims * self.value_coordinates
         out = self.out_channels * self.shuffle**self.dims
-        groups = self._check_groups(value, out)
+        groups = aggregation_groups(self.aggregation, self.groups, value=value, out=out)
         separable = self.aggregation == "depthwise_separable"
         self.query_projection = nn.Linear(token, token, bias=False, **factory) if self.projection else None
         self.key_projection = nn.Linear(token, token, bias=False, **factory) if self.projection else None
@@ -136,23 +147,6 @@ class _ConvNN(NeighborLayer):
             self.weight = nn.Parameter(torch.empty(shape, **factory))
         with_bias = self.has_bias and not separable
         self.register_parameter("bias", nn.Parameter(torch.empty(out, **factory)) if with_bias else None)
-
-    def _check_groups(self, value: int, out: int) -> int:
-        """Return the groups of the aggregation, or refuse channels that they do not divide."""
-        if self.aggregation == "standard":
-            if value % self.groups or out % self.groups:
-                expected = f"a divisor of the values' {value} channels and of the {out} outputs"
-                raise invalid("groups", expected, self.groups, "choose such a number")
-            return self.groups
-        if self.groups not in (1, value):
-            expected = f"1 (aggregation={self.aggregation!r} fixes the groups)"
-            raise invalid("groups", expected, self.groups, "leave groups out, or use aggregation='standard'")
-        if self.aggregation == "depthwise" and out % value:
-            raise invalid("out_channels", f"a multiple of {value} (depthwise: every channel by itself)", out,
-                          "change it, or use aggregation='depthwise_separable'")  # fmt: skip
-        if self.aggregation == "sum" and out != value:
-            raise invalid("out_channels", f"{value} (a sum keeps the channels)", out, "set out_channels to it")
-        return value
 
     def reset_parameters(self) -> None:
         """Initialise as ``nn.Conv*d`` does."""
@@ -178,12 +172,13 @@ class _ConvNN(NeighborLayer):
             True
         """
         kernel, dilation, padding = conv_geometry(conv, cls.conv_type)
-        weight, bias = conv.weight, conv.bias
+        source: Any = conv
+        weight = source.weight
         layer = cls(
-            conv.in_channels, conv.out_channels, weight[0, 0].numel(), stride=conv.stride, padding=padding,
-            groups=conv.groups, bias=bias is not None, similarity="spatial", candidates=Window(kernel, dilation),
-            padding_mode=conv.padding_mode, query_margin=kernel_radius(kernel, dilation),
-            impl=impl, device=weight.device, dtype=weight.dtype,
+            source.in_channels, source.out_channels, weight[0, 0].numel(), stride=source.stride, padding=padding,
+            groups=source.groups, bias=source.bias is not None, similarity="spatial",
+            candidates=Window(kernel, dilation), padding_mode=source.padding_mode,
+            query_margin=kernel_radius(kernel, dilation), impl=impl, device=weight.device, dtype=weight.dtype,
         )  # fmt: skip
         layer.load_state_dict(conv.state_dict())
         for name, parameter in conv.named_parameters():
@@ -243,14 +238,11 @@ class _ConvNN(NeighborLayer):
         x = geometry.pixel_unshuffle(x, self.unshuffle)
         padded = geometry.pad_map(x, self.padding, self.padding_mode)
         grid = tuple(padded.shape[2:])
-        lattice = self._lattice(grid)
+        lattice = geometry.lattice_of(grid, self.query_margin, self.stride)
         if self.similarity == "spatial":  # it compares positions alone: the queries' features are not read
-            count = lattice.shape[0]
-            for size in lattice.shape[1:]:
-                count = count * size
-            queries = padded.new_zeros(1).expand(x.shape[0], count, x.shape[1])
+            queries = padded.new_zeros(1).expand(x.shape[0], math.prod(lattice.shape), x.shape[1])
         else:
-            queries = geometry.to_tokens(self._at(padded, lattice))
+            queries = geometry.to_tokens(geometry.at_lattice(padded, lattice))
         tokens = geometry.to_tokens(padded)
         query = queries if self.query_projection is None else self.query_projection(queries)
         key = tokens if self.key_projection is None else self.key_projection(tokens)
@@ -259,24 +251,6 @@ class _ConvNN(NeighborLayer):
             places = geometry.coordinates(grid, dtype=value.dtype, device=value.device)
             value = torch.cat([value, places.expand(x.shape[0], -1, -1)], dim=-1)
         return query, key, value, {"grid": grid, "query_index": lattice}
-
-    def _lattice(self, grid: tuple[int, ...]) -> Lattice:
-        shape = []
-        for size, margin, stride in zip(grid, self.query_margin, self.stride, strict=True):
-            if size <= 2 * margin:
-                expected = f"more than {2 * margin} tokens per axis (padding included), for a margin of {margin}"
-                raise invalid("input", expected, f"{size} (map {grid})", "enlarge the map or the padding")
-            shape.append((size - 2 * margin - 1) // stride + 1)
-        return Lattice(self.query_margin, tuple(shape), self.stride)
-
-    @staticmethod
-    def _at(padded: Tensor, lattice: Lattice) -> Tensor:
-        """View the lattice's positions of a map."""
-        for axis, (origin, count, stride) in enumerate(zip(lattice.origin, lattice.shape, lattice.stride, strict=True)):
-            padded = padded.narrow(2 + axis, origin, (count - 1) * stride + 1)
-            if stride > 1:
-                padded = padded[(slice(None),) * (2 + axis) + (slice(None, None, stride),)]
-        return padded
 
     def _groups(self, value: Tensor) -> int:
         if self.weight is None:
@@ -309,19 +283,19 @@ class _ConvNN(NeighborLayer):
         return parts + self._neighbor_repr()
 
 
-class ConvNN1d(_ConvNN):
+class ConvNN1d(_ConvNN):  # noqa: D101  # the docstring is the base's
     __doc__ = _ConvNN.__doc__
     dims = 1
     conv_type = nn.Conv1d
 
 
-class ConvNN2d(_ConvNN):
+class ConvNN2d(_ConvNN):  # noqa: D101  # the docstring is the base's
     __doc__ = _ConvNN.__doc__
     dims = 2
     conv_type = nn.Conv2d
 
 
-class ConvNN3d(_ConvNN):
+class ConvNN3d(_ConvNN):  # noqa: D101  # the docstring is the base's
     __doc__ = _ConvNN.__doc__
     dims = 3
     conv_type = nn.Conv3d

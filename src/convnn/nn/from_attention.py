@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import invalid
-
-if TYPE_CHECKING:
-    from .attention import ConvNNAttention
 
 
 def is_timm_attention(module: nn.Module) -> bool:
@@ -23,15 +21,16 @@ def is_timm_attention(module: nn.Module) -> bool:
     )
 
 
-def from_timm(kind: type[ConvNNAttention], attention: nn.Module, k: int | None, options: dict[str, Any]) -> nn.Module:
+def from_timm(
+    kind: Callable[..., nn.Module], attention: nn.Module, k: int | None, *, options: dict[str, Any]
+) -> nn.Module:
     """Copy timm's ``Attention`` with its norms, gate and dropouts."""
     if not is_timm_attention(attention):
         fix = "other attention modules compute another function; copy their qkv and proj weights by hand"
         raise invalid("attention", "timm's Attention or an nn.MultiheadAttention", type(attention).__name__, fix)
     source: Any = attention
-    out, attn_dim = source.proj.weight.shape
-    layer = kind(
-        source.qkv.in_features, source.num_heads, k, attn_head_dim=source.head_dim, dim_out=out,
+    layer: Any = kind(
+        source.qkv.in_features, source.num_heads, k, attn_head_dim=source.head_dim, dim_out=source.proj.out_features,
         qkv_bias=source.qkv.bias is not None, proj_bias=source.proj.bias is not None,
         attn_drop=source.attn_drop.p, proj_drop=source.proj_drop.p,
         device=source.qkv.weight.device, dtype=source.qkv.weight.dtype,
@@ -41,17 +40,17 @@ def from_timm(kind: type[ConvNNAttention], attention: nn.Module, k: int | None, 
         part = getattr(source, name, None)
         if part is not None:
             setattr(layer, name, copy.deepcopy(part))
-    del attn_dim
-    return layer.train(attention.training)
+    trained: nn.Module = layer.train(attention.training)
+    return trained
 
 
 def from_multihead(
-    kind: type[ConvNNAttention], attention: nn.MultiheadAttention, k: int | None, options: dict[str, Any]
+    kind: Callable[..., nn.Module], attention: nn.MultiheadAttention, k: int | None, *, options: dict[str, Any]
 ) -> nn.Module:
     """Copy an ``nn.MultiheadAttention`` used as self-attention."""
     check_multihead(attention)
     bias = attention.in_proj_bias is not None
-    layer = kind(
+    layer: Any = kind(
         attention.embed_dim, attention.num_heads, k, qkv_bias=bias, proj_bias=bias, attn_drop=attention.dropout,
         device=attention.in_proj_weight.device, dtype=attention.in_proj_weight.dtype, **options,
     )  # fmt: skip
@@ -64,7 +63,8 @@ def from_multihead(
         ):
             if isinstance(target, Tensor) and isinstance(source, Tensor):
                 target.copy_(source)
-    return layer.train(attention.training)
+    trained: nn.Module = layer.train(attention.training)
+    return trained
 
 
 def check_multihead(attention: object) -> None:
@@ -72,6 +72,10 @@ def check_multihead(attention: object) -> None:
     if not isinstance(attention, nn.MultiheadAttention):
         raise invalid("attention", "an nn.MultiheadAttention", type(attention).__name__, "pass one")
     if not attention._qkv_same_embed_dim:
-        raise invalid("attention", "kdim = vdim = embed_dim", (attention.kdim, attention.vdim), "project keys and values first")
+        raise invalid(
+            "attention", "kdim = vdim = embed_dim", (attention.kdim, attention.vdim), "project keys and values first"
+        )
     if attention.bias_k is not None or attention.add_zero_attn:
-        raise invalid("attention", "no add_bias_kv and no add_zero_attn", "one that has them", "append such keys to the input")
+        raise invalid(
+            "attention", "no add_bias_kv and no add_zero_attn", "one that has them", "append such keys to the input"
+        )

@@ -120,7 +120,8 @@ class _HybridConvNN(nn.Module):
                 **shared, **options,
             )  # fmt: skip
         if share < out_channels:
-            self.conv = self.conv_type(
+            convolution: Any = self.conv_type
+            self.conv = convolution(
                 conv_channels, out_channels - share, self.kernel_size, dilation=self.dilation,
                 groups=max(groups - self.convnn_groups, 1) if groups > 1 else 1, bias=bias, **shared,
             )  # fmt: skip
@@ -141,10 +142,10 @@ class _HybridConvNN(nn.Module):
         return share // size
 
     def _check_patches(self, options: dict[str, Any], patches: bool) -> None:
-        equal = options.get("unshuffle", 1) == options.get("shuffle", 1)
-        if patches and not (equal and set(self.stride) == {1} and self.padding == kernel_radius(self.kernel_size, self.dilation)):
-            raise invalid("unshuffle", "equal to shuffle, with stride 1 and padding 'same' (the branches must agree in size)",
-                          options.get("unshuffle", 1), "set unshuffle = shuffle")  # fmt: skip
+        same_size = set(self.stride) == {1} and self.padding == kernel_radius(self.kernel_size, self.dilation)
+        if patches and not (same_size and options.get("unshuffle", 1) == options.get("shuffle", 1)):
+            expected = "equal to shuffle, with stride 1 and padding 'same' (the branches must agree in size)"
+            raise invalid("unshuffle", expected, options.get("unshuffle", 1), "set unshuffle = shuffle")
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, C_in, *grid)`` (or without B) to ``(B, C_out, *grid')``."""
@@ -180,21 +181,21 @@ class _HybridConvNN(nn.Module):
         )  # fmt: skip
 
 
-class HybridConvNN1d(_HybridConvNN):
+class HybridConvNN1d(_HybridConvNN):  # noqa: D101  # the docstring is the base's
     __doc__ = _HybridConvNN.__doc__
     dims = 1
     conv_type = nn.Conv1d
     convnn_type = ConvNN1d
 
 
-class HybridConvNN2d(_HybridConvNN):
+class HybridConvNN2d(_HybridConvNN):  # noqa: D101  # the docstring is the base's
     __doc__ = _HybridConvNN.__doc__
     dims = 2
     conv_type = nn.Conv2d
     convnn_type = ConvNN2d
 
 
-class HybridConvNN3d(_HybridConvNN):
+class HybridConvNN3d(_HybridConvNN):  # noqa: D101  # the docstring is the base's
     __doc__ = _HybridConvNN.__doc__
     dims = 3
     conv_type = nn.Conv3d

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from .. import checks
 from ..errors import invalid
 from ..types import Neighbors
-from .attention import ConvNNAttention, refuse_attn_mask
+from .attention import ConvNNAttention
+from .heads import refuse_attn_mask
 from .hybrid import branch_share
 from .options import check_input
 

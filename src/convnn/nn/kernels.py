@@ -46,16 +46,16 @@ def is_plain_conv(module: nn.Module, conv_type: type[Conv]) -> bool:
     return kind.forward is conv_type.forward and kind._conv_forward is conv_type._conv_forward
 
 
-def conv_geometry(
-    conv: nn.Module, conv_type: type[Conv]
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+def conv_geometry(conv: nn.Module, conv_type: type[Conv]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """Return a convolution's odd kernel, dilation and padding per axis, or refuse it."""
     if not isinstance(conv, conv_type):
         fix = "use ConvNN1d, ConvNN2d or ConvNN3d for a convolution of 1, 2 or 3 axes"
         raise invalid("conv", f"an nn.{conv_type.__name__}", type(conv).__name__, fix)
     if not is_plain_conv(conv, conv_type):
         fix = "replace it by a plain convolution first"
-        raise invalid("conv", f"nn.{conv_type.__name__} itself, not a subclass with its own forward", type(conv).__name__, fix)
+        raise invalid(
+            "conv", f"nn.{conv_type.__name__} itself, not a subclass with its own forward", type(conv).__name__, fix
+        )
     dims = len(conv.kernel_size)
     kernel = odd_kernel("kernel_size", conv.kernel_size, dims)
     dilation = per_axis("dilation", conv.dilation, dims, at_least=1)

@@ -7,11 +7,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .. import checks
 from ..errors import invalid
+from ..precision import autocast_is_on
 from ..types import WEIGHTINGS, Candidates, Random, Similarity, Weighting
 
 AGGREGATIONS = ("standard", "depthwise", "depthwise_separable", "sum")
@@ -117,6 +117,24 @@ def simplest(values: tuple[int, ...]) -> int | tuple[int, ...]:
     return values[0] if len(set(values)) == 1 else values
 
 
+def aggregation_groups(aggregation: str, groups: int, *, value: int, out: int) -> int:
+    """Return the groups in which ``value`` channels are aggregated to ``out``, or refuse what does not divide."""
+    if aggregation == "standard":
+        if value % groups or out % groups:
+            expected = f"a divisor of the values' {value} channels and of the {out} outputs"
+            raise invalid("groups", expected, groups, "choose such a number")
+        return groups
+    if groups not in (1, value):
+        expected = f"1 (aggregation={aggregation!r} fixes the groups)"
+        raise invalid("groups", expected, groups, "leave groups out, or use aggregation='standard'")
+    if aggregation == "depthwise" and out % value:
+        fix = "change it, or use aggregation='depthwise_separable'"
+        raise invalid("out_channels", f"a multiple of {value} (depthwise: every channel by itself)", out, fix)
+    if aggregation == "sum" and out != value:
+        raise invalid("out_channels", f"{value} (a sum keeps the channels)", out, "set out_channels to it")
+    return value
+
+
 def init_like_conv(weight: Tensor, bias: Tensor | None) -> None:
     """Initialise slot weights ``(C_out, C_in/groups, k)`` and bias as ``nn.Conv*d`` initialises its own."""
     nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
@@ -138,7 +156,7 @@ def check_input(x: object, layer: nn.Module, *, shape: str, ranks: tuple[int, ..
     if not x.is_floating_point():
         raise invalid("input", "a real floating-point dtype", x.dtype, "convert it with .float()")
     parameter = next(layer.parameters(), None)
-    if parameter is None or torch.is_autocast_enabled(x.device.type):
+    if parameter is None or autocast_is_on(x.device):
         return
     if x.dtype != parameter.dtype:
         fix = "convert the input or the layer, or use torch.autocast"

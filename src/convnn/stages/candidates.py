@@ -10,12 +10,12 @@ from torch import Tensor
 from ..errors import invalid
 
 
-def grid_positions(g: int, margin: int, grid: tuple[int, ...], device: torch.device) -> Tensor:
+def grid_positions(g: int, margin: int, grid: tuple[int, ...], *, device: torch.device) -> Tensor:
     """Return the ``(g^dims,)`` flat positions of a regular sub-grid; ``g`` is at most the smallest axis.
 
     Per axis ``floor(linspace(margin, size - 1 - margin, g))``, in whole numbers, so that no rounding moves a candidate.
 
-    >>> grid_positions(3, 0, (7,), torch.device("cpu"))
+    >>> grid_positions(3, 0, (7,), device=torch.device("cpu"))
     tensor([0, 3, 6])
     """
     flat = torch.zeros((), dtype=torch.int64, device=device)
@@ -23,7 +23,9 @@ def grid_positions(g: int, margin: int, grid: tuple[int, ...], device: torch.dev
         span = size - 1 - 2 * margin
         if span < g - 1:
             most = (size - g) // 2
-            raise invalid("Grid.margin", f"at most {most} ({g} candidates on {size} tokens)", margin, "lower the margin")
+            raise invalid(
+                "Grid.margin", f"at most {most} ({g} candidates on {size} tokens)", margin, "lower the margin"
+            )
         axis = margin + torch.arange(g, device=device) * span // max(g - 1, 1)
         flat = flat.unsqueeze(-1) * size + axis
     return flat.flatten()
@@ -36,7 +38,7 @@ def window_offsets(size: tuple[int, ...], dilation: tuple[int, ...], device: tor
 
 
 def clipped_window(offsets: Tensor, positions: Tensor, grid: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Place the offsets ``(w, dims)`` at the positions ``(N, dims)``: flat positions and which exist, both ``(N, w)``."""
+    """Place offsets ``(w, dims)`` at positions ``(N, dims)``: flat positions and which exist, both ``(N, w)``."""
     places = positions.unsqueeze(1) + offsets
     exists = torch.ones((), dtype=torch.bool, device=positions.device)
     flat = torch.zeros((), dtype=torch.int64, device=positions.device)
@@ -47,7 +49,9 @@ def clipped_window(offsets: Tensor, positions: Tensor, grid: tuple[int, ...]) ->
     return flat, exists
 
 
-def shifted_window(size: tuple[int, ...], dilation: tuple[int, ...], positions: Tensor, grid: tuple[int, ...]) -> Tensor:
+def shifted_window(
+    size: tuple[int, ...], dilation: tuple[int, ...], positions: Tensor, *, grid: tuple[int, ...]
+) -> Tensor:
     """Return ``(N, prod(size))`` flat positions of windows that are moved inside the grid at its borders.
 
     With a dilation, a window moves among the tokens of its own residue class, as in dilated neighbourhood attention.
@@ -71,6 +75,7 @@ def nearest_radius(k: int, grid: tuple[int, ...]) -> int:
     The worst place is a corner, which sees ``radius + 1`` tokens along each axis.
     """
     radius = max(math.ceil(k ** (1 / len(grid))) - 2, 0)
-    while math.prod(min(radius + 1, size) for size in grid) < k:
+    while True:
+        if math.prod([min(radius + 1, size) for size in grid]) >= k:
+            return int(radius)
         radius += 1
-    return radius

@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import invalid
+from ..types import Lattice
+
 
 def unravel(index: Tensor, grid: tuple[int, ...]) -> Tensor:
     """Turn flat raster positions ``(...)`` into positions per axis ``(..., dims)``.
@@ -48,6 +51,26 @@ def to_map(tokens: Tensor, grid: tuple[int, ...], memory_format: torch.memory_fo
     """Turn tokens ``(B, N, C)`` into a map ``(B, C, *grid)`` in the given memory format."""
     batch, _, channels = tokens.shape
     return tokens.transpose(1, 2).reshape(batch, channels, *grid).contiguous(memory_format=memory_format)
+
+
+def lattice_of(grid: tuple[int, ...], margin: tuple[int, ...], stride: tuple[int, ...]) -> Lattice:
+    """Return every ``stride``-th position of a grid, ``margin`` away from its borders; refuses a map that has none."""
+    shape = []
+    for size, away, step in zip(grid, margin, stride, strict=True):
+        if size <= 2 * away:
+            expected = f"more than {2 * away} tokens per axis (padding included), for a margin of {away}"
+            raise invalid("input", expected, f"{size} (map {grid})", "enlarge the map or the padding")
+        shape.append((size - 2 * away - 1) // step + 1)
+    return Lattice(margin, tuple(shape), stride)
+
+
+def at_lattice(x: Tensor, lattice: Lattice) -> Tensor:
+    """View the lattice's positions of a map ``(B, C, *grid)``."""
+    for axis, (origin, count, stride) in enumerate(zip(lattice.origin, lattice.shape, lattice.stride, strict=True)):
+        x = x.narrow(2 + axis, origin, (count - 1) * stride + 1)
+        if stride > 1:
+            x = x[(slice(None),) * (2 + axis) + (slice(None, None, stride),)]
+    return x
 
 
 def memory_format_of(x: Tensor) -> torch.memory_format:

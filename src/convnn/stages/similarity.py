@@ -22,14 +22,6 @@ class Embedded(NamedTuple):
     bias: Tensor | None
 
 
-def search_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the precision in which similarities are compared: float32 for half inputs, else the input's own.
-
-    Selection is discontinuous: a rounded similarity is another neighbour.
-    """
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-
-
 def normalize(x: Tensor) -> Tensor:
     """Scale vectors ``(..., C)`` to unit length; a zero vector stays zero, with gradient zero."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
@@ -63,14 +55,14 @@ def of_pairs(query: Tensor, key: Tensor, metric: str) -> Tensor:
 
 
 def blend(x: Tensor, spread: Tensor, coordinates: Tensor, lam: float) -> Tensor:
-    """Return ``[lam * x / spread, (1 - lam) * p]``: ``(B, N, C)``, ``(B, 1, 1)`` and ``(N, dims)`` to ``(B, N, C + dims)``."""
+    """Return ``[lam * x / spread, (1 - lam) * p]``, ``(B, N, C + dims)``: x ``(B, N, C)``, spread ``(B, 1, 1)``."""
     place = (coordinates * (1 - lam)).expand(x.shape[0], -1, -1)
     return torch.cat([x * (lam / spread), place], dim=-1)
 
 
 def feature_spread(key: Tensor) -> Tensor:
     """Return ``(B, 1, 1)``: the unbiased standard deviation of a sample's features plus 1e-6 (0 if it has only one)."""
-    if key.shape[1] * key.shape[2] < 2:
+    if key.shape[1] * key.shape[2] < 2 or key.shape[0] == 0:
         return torch.full_like(key[:, :1, :1], 1e-6)
     return key.std(dim=(1, 2), keepdim=True) + 1e-6
 

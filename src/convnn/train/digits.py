@@ -7,17 +7,17 @@ import torch
 from ..errors import missing_extra
 from .data import Split
 
-TRAIN, VAL = 1200, 200
-"""Images to train on and to watch training with; the other 397 are the test."""
+TRAIN, VAL = 1000, 200
+"""Images to train on and to watch training with; the other 597 are the test."""
 
 
-def load_digits_splits(seed: int) -> dict[str, Split]:
+def load_digits_splits(seed: int, *, train: int = TRAIN) -> dict[str, Split]:
     """Return ``train``, ``val`` and ``test``: images ``(n, 1, 8, 8)`` of mean 0 and variance 1 over the training split.
 
-    Raises MissingExtraError without scikit-learn.
+    ``train`` keeps only so many of the training images. Raises MissingExtraError without scikit-learn.
 
     >>> {name: len(split.labels) for name, split in load_digits_splits(0).items()}
-    {'train': 1200, 'val': 200, 'test': 397}
+    {'train': 1000, 'val': 200, 'test': 597}
     """
     try:
         from sklearn.datasets import load_digits
@@ -28,5 +28,5 @@ def load_digits_splits(seed: int) -> dict[str, Split]:
     images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1)[order]
     labels = torch.tensor(digits.target, dtype=torch.int64)[order]
     images = (images - images[:TRAIN].mean()) / images[:TRAIN].std()
-    ends = {"train": slice(0, TRAIN), "val": slice(TRAIN, TRAIN + VAL), "test": slice(TRAIN + VAL, None)}
+    ends = {"train": slice(0, min(train, TRAIN)), "val": slice(TRAIN, TRAIN + VAL), "test": slice(TRAIN + VAL, None)}
     return {name: Split(images[part], labels[part]) for name, part in ends.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ..models import check_model, create_model, input_config, swap_layers
 from .images import ImageData
 from .module import Classifier, Optimisation, seed_epoch
 from .provenance import provenance
+from .quiet import quiet_lightning
 from .record import Recorder
 from .settings import TrainSettings, load_settings, resumed, save_settings
 
@@ -39,6 +40,8 @@ def train(settings: TrainSettings) -> dict[str, Any]:
     if not settings.resume and (out / "settings.yaml").exists():
         fix = "give --resume to go on with it, or another --out"
         raise invalid("out", "a folder without a run in it", repr(settings.out), fix)
+    if settings.resume and (finished := _finished(out)):
+        return finished
     check_model(settings.model)
     data = ImageData(settings, takes=input_config(settings.model, settings.image_size))
     seed_epoch(settings.seed, -1)
@@ -50,8 +53,7 @@ def train(settings: TrainSettings) -> dict[str, Any]:
     classifier = Classifier(model, num_classes=len(data.classes), optimisation=_optimisation(settings), seed=settings.seed)
     trainer = _trainer(settings, recorder)
     last = out / "last.ckpt"
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    with quiet_lightning():
         checkpoint = last if settings.resume and last.exists() else None
         trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         recorder.result["test"] = _test_best(trainer, classifier, data)
@@ -71,7 +73,7 @@ def build_model(settings: TrainSettings, *, classes: int) -> nn.Module:
         image_size=settings.image_size,
         pretrained=settings.pretrained,
     )
-    return swap_layers(model, settings.layer, k=settings.k, branch_ratio=settings.branch_ratio)
+    return swap_layers(model, settings.layer, k=settings.k, branch_ratio=settings.branch_ratio, init=settings.init)
 
 
 def load_run(out: str | Path) -> tuple[nn.Module, TrainSettings, list[str]]:
@@ -79,8 +81,6 @@ def load_run(out: str | Path) -> tuple[nn.Module, TrainSettings, list[str]]:
 
     Raises ConvNNError when ``out`` holds no run with a finished epoch.
     """
-    import json
-
     folder = Path(out)
     settings = load_settings(folder / "settings.yaml")
     if not (folder / "best.ckpt").is_file():
@@ -90,6 +90,13 @@ def load_run(out: str | Path) -> tuple[nn.Module, TrainSettings, list[str]]:
     saved = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)["state_dict"]
     model.load_state_dict({name.removeprefix("model."): w for name, w in saved.items() if name.startswith("model.")})
     return model.eval(), settings, classes
+
+
+def _finished(out: Path) -> dict[str, Any] | None:
+    """Return the result of a run that has nothing left to do, or None."""
+    path = out / "result.json"
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return result if result.get("status") == "finished" else None
 
 
 def _optimisation(settings: TrainSettings) -> Optimisation:

@@ -51,6 +51,7 @@ class TrainSettings:
     layer: str = _option("conv", "what to swap the convolutions or the attention for; conv and attention swap nothing")
     k: int = _option(9, "neighbours of a ConvNN layer")
     branch_ratio: float = _option(0.5, "share of a hybrid's channels that come from its ConvNN branch")
+    init: str = _option("default", "weights of swapped layers: default, random or from_original (where they fit)")
     pretrained: bool = _option(False, "start from timm's pretrained weights (loaded before layers are swapped)")
     image_size: int | None = _option(None, "side of the square input; default: the model's own")
     channels: int = _option(3, "1 reads the images as grey, 3 as colour")
@@ -72,7 +73,7 @@ class TrainSettings:
 
     def check(self) -> None:
         """Raise ConvNNError for the first field that is wrong; nothing is read but the existence of folders."""
-        from ..models.layers import LAYERS
+        from ..models.layers import INITS, LAYERS
 
         _check_data(self)
         for field, minimum in (("k", 1), ("epochs", 1), ("batch_size", 1), ("seed", 0), ("workers", 0)):
@@ -88,6 +89,7 @@ class TrainSettings:
             raise invalid("channels", "1 (grey) or 3 (colour)", self.channels, "use 3 if in doubt")
         for field, allowed in (
             ("layer", tuple(LAYERS)),
+            ("init", INITS),
             ("augment", AUGMENTATIONS),
             ("accelerator", ACCELERATORS),
             ("precision", PRECISIONS),

@@ -1,0 +1,122 @@
+"""The command line: ``convnn demo`` and ``convnn train``. Wiring only; nothing imports it."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn, get_type_hints
+
+from . import __version__
+from .errors import ConvNNError, MissingExtraError
+from .train.settings import DemoSettings, TrainSettings
+
+try:
+    from jsonargparse import ArgumentParser
+except ImportError:
+    sys.exit('convnn: jsonargparse is not installed, and the command line needs it; run: pip install "convnn[train]"')
+
+COMMANDS: dict[str, tuple[type[DemoSettings | TrainSettings], str]] = {
+    "demo": (DemoSettings, "walk from convolution to attention on handwritten digits; writes a report (minutes)"),
+    "train": (TrainSettings, "train any model, with any layer, on a folder of images or a dataset of timm"),
+}
+
+
+class _Parser(ArgumentParser):  # type: ignore[misc]
+    """Says what is wrong in one line, in the words of the package's other errors."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        options = [option for action in self._actions for option in action.option_strings]
+        self.exit(2, f"{self.prog.replace(' [options]', '')}: error: {explain(message, options)}\n")
+
+
+def explain(message: str, options: Sequence[str]) -> str:
+    """Put an error of the parser into our words, with the closest option where one was misspelt.
+
+    >>> explain("unrecognized arguments: --epoch 3", ["--epochs", "--lr"])
+    '--epoch: expected an option of this command, got an unknown one; did you mean --epochs? (see --help)'
+    """
+    unknown = re.search(r"unrecognized arguments: (\S+)|does not accept option '(\S+)'", message)
+    if unknown:
+        given = (unknown[1] or unknown[2]).split("=")[0]
+        close = difflib.get_close_matches("--" + given.lstrip("-").replace("_", "-"), options, n=1)
+        fix = f"did you mean {close[0]}? (see --help)" if close else "see --help"
+        return f"{given}: expected an option of this command, got an unknown one; {fix}"
+    command = re.search(r"invalid choice: '(\w*)'", message)
+    if command or 'expected "subcommand"' in message:
+        close = difflib.get_close_matches(command[1] if command else "", COMMANDS, n=1)
+        got = repr(command[1]) if command else "none"
+        return f"command: expected {' or '.join(COMMANDS)}, got {got}; " + (
+            f"did you mean {close[0]}?" if close else "see --help"
+        )
+    value = re.search(r'Parser key "(\w+)":', message)
+    got_value = re.search(r"(?:Got value|Given value): (.*)", message)
+    if value and got_value:
+        kinds = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+        kind = next((words for name, words in kinds.items() if f"<class '{name}'>" in message), "another value")
+        return f"--{value[1].replace('_', '-')}: expected {kind}, got {got_value[1].strip()!r}; change it"
+    if value and "does not exist" in message:
+        return f"--{value[1]}: expected a YAML file, got {message.rsplit(': ', 1)[-1]}; check the path"
+    return " ".join(message.split())
+
+
+def make_parser() -> _Parser:
+    """Build the parser: every field of a command's settings is an option of it and a key of its YAML file."""
+    parser = _Parser(prog="convnn", description="ConvNN: one operator that runs from convolution to attention.")
+    parser.add_argument("--version", action="version", version=f"convnn {__version__}")
+    commands = parser.add_subcommands(title="commands", description="convnn COMMAND --help tells a command's options")
+    for name, (settings, text) in COMMANDS.items():
+        command = _Parser(description=text)
+        command.add_argument("--config", action="config", help="YAML file with any of these options; later ones win")
+        hints = get_type_hints(settings)
+        for field in dataclasses.fields(settings):
+            option = "--" + field.name.replace("_", "-")
+            text_of = field.metadata["help"]
+            if hints[field.name] is bool and not field.default:
+                command.add_argument(option, action="store_true", help=text_of)
+            else:
+                command.add_argument(option, type=hints[field.name], default=field.default, help=text_of)
+        commands.add_subcommand(name, command, help=text)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return the exit status: 0, 1 for an error while running, 2 for wrong options, 130 if interrupted."""
+    parsed: Any = make_parser().parse_args(None if arguments is None else list(arguments))
+    command = parsed.subcommand
+    values = {name: value for name, value in parsed[command].items() if name not in ("config", "__path__")}
+    try:
+        settings = COMMANDS[command][0](**values)
+        settings.check()
+        _run(settings)
+    except ConvNNError as error:
+        name, _, rest = str(error).partition(":")
+        option = f"--{name.replace('_', '-')}" if name in values else name
+        print(f"convnn {command}: error: {option}:{rest}", file=sys.stderr)
+        return 2
+    except MissingExtraError as error:
+        print(f"convnn {command}: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"convnn {command}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run(settings: DemoSettings | TrainSettings) -> None:
+    if isinstance(settings, DemoSettings):
+        from .train.demo import run_demo
+
+        run_demo(settings)
+        return
+    from .train.report import announce, print_result
+    from .train.run import train
+
+    announce(settings)
+    print_result(settings, train(settings))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""The demo's report: one self-contained page, with its table, curves and pictures."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from torch import Tensor, nn
+
+from . import report_parts as parts
+from .gallery import Panel, choose_digits, choose_query, gathered, tiles_html
+from .plots import spectrum_picture
+
+PICTURE = ("conv", "blend", "convnn", "knn")
+"""The stops of the one picture of the README, from near to alike."""
+
+
+def write_report(
+    results: Mapping[str, Any], *, models: Mapping[str, nn.Module], images: Tensor, labels: Tensor, out: Path
+) -> None:
+    """Write ``report.html`` and ``neighbours.png`` to ``out``.
+
+    Args:
+        results: what ``results.json`` holds.
+        models: the trained networks by the key of their row.
+        images: the test images ``(n, 1, H, W)``.
+        labels: their digits ``(n,)``.
+        out: an existing folder.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    rows = {row["key"]: row for row in results["rows"]}
+    chosen = choose_digits(images, labels)
+    galleries = [gathered(models, rows, images[i], choose_query(images[i, 0])) for i in chosen]
+    captions = [f"A test image of a {int(labels[i])}" for i in chosen]
+    (out / "report.html").write_text(page(results, tiles_html(galleries, captions)), encoding="utf-8")
+    picture = [panel for key in PICTURE for panel in galleries[0] if panel.key == key]
+    spectrum_picture(galleries[0][0].image, [_words(panel) for panel in picture], out / "neighbours.png")
+
+
+def _words(panel: Panel) -> tuple[str, str, Any]:
+    return panel.title, panel.text, panel.found
+
+
+def page(results: Mapping[str, Any], pictures: str) -> str:
+    """Return the page for a demo's results, with the pictures' HTML put in."""
+    here = Path(__file__)
+    template = Template(here.with_name("report.html").read_text(encoding="utf-8"))
+    return template.substitute(
+        style=here.with_name("report.css").read_text(encoding="utf-8"),
+        notice=parts.notice(results),
+        facts=parts.facts(results),
+        pictures=pictures,
+        counts=parts.counts(results),
+        table=parts.table(results),
+        reading=parts.reading(results),
+        curve_words=f", mean of {len(results['seeds'])} seeds" if len(results["seeds"]) > 1 else "",
+        charts=parts.charts(results),
+        test_images=results["images"]["test"],
+        identities=parts.identities(results),
+        trained_same=parts.trained_same(results),
+        how=parts.how(results),
+        provenance="".join(
+            f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>" for name, value in results["provenance"].items()
+        ),
+    )

@@ -1,0 +1,186 @@
+"""The pieces of the report, each a function from the demo's results to HTML."""
+
+from __future__ import annotations
+
+import html
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from .curves import Curve, line_chart
+
+Results = Mapping[str, Any]
+FAMILIES = {"cnn": "Small convolutional network", "transformer": "Small transformer"}
+
+
+def percent(accuracy: Mapping[str, Any]) -> str:
+    """Write an accuracy in per cent, with its spread where there is one.
+
+    >>> percent({"mean": 0.9871, "std": 0.004}), percent({"mean": 0.5, "std": None})
+    ('98.7 ± 0.4 %', '50.0 %')
+    """
+    spread = "" if accuracy["std"] is None else f" ± {100 * accuracy['std']:.1f}"
+    return f"{100 * accuracy['mean']:.1f}{spread} %"
+
+
+def notice(results: Results) -> str:
+    """Say that a quick demo compares nothing."""
+    if not results["quick"]:
+        return ""
+    epochs = results["plan"]["epochs"]
+    return (
+        '<p class="notice" role="note"><strong>This is a quick run.</strong> '
+        f"One seed, {epochs['cnn']} and {epochs['transformer']} epochs on {results['images']['train']} images: enough to see "
+        "that everything works, too little to compare the layers. Run <code>convnn demo</code> without <code>--quick</code> for that.</p>"
+    )
+
+
+def facts(results: Results) -> str:
+    """Return the headline numbers."""
+    rows = _rows(results)
+    spatial = max(i["difference"] for i in results["identities"] if i["name"].startswith("Spatial") and "32" in i["text"])
+    attention = max(i["difference"] for i in results["identities"] if "attention" in i["name"] and "32" in i["text"])
+    best = max(results["rows"], key=lambda row: row["accuracy"]["mean"])
+    entries = [
+        (_difference(spatial), "largest difference between a convolutional network and the same one with spatial ConvNN layers"),
+        (_difference(attention), "largest difference between a transformer and the same one with k-NN attention over all tokens"),
+    ]
+    if "conv" in rows and "hybrid" in rows:
+        both = f"{percent(rows['conv']['accuracy'])} → {percent(rows['hybrid']['accuracy'])}"
+        entries.append((both, "test accuracy from convolution to the hybrid, at " + _more(rows["hybrid"], rows["conv"])))
+    else:
+        entries.append((percent(best["accuracy"]), f"best test accuracy: {best['title']}"))
+    return "".join(f"<li><b>{html.escape(number)}</b><span>{html.escape(words)}</span></li>" for number, words in entries)
+
+
+def counts(results: Results) -> str:
+    """Say what the numbers of the table are over."""
+    seeds, images = len(results["seeds"]), results["images"]
+    spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    return f"Accuracy on {images['test']} test images that no choice was made on: {spread}."
+
+
+def table(results: Results) -> str:
+    """Return the table, which a narrow screen shows as cards."""
+    head = ("layer", "test accuracy", "", "parameters", "MFLOPs an image", "seconds an epoch")
+    lines = ["<tr>" + "".join(f'<th scope="col">{name}</th>' for name in head) + "</tr>"]
+    low = _low(results)
+    body = []
+    for family, heading in FAMILIES.items():
+        members = [row for row in results["rows"] if row["family"] == family]
+        if members:
+            body.append(f'<tr class="family"><th scope="rowgroup" colspan="6">{heading}</th></tr>')
+        for row in members:
+            name = f'<th scope="row">{html.escape(row["title"])}<small>{html.escape(row["text"])}</small></th>'
+            cells = [
+                f'<td data-label="test accuracy">{percent(row["accuracy"])}</td>',
+                f'<td class="picture">{_bar(row["accuracy"], low)}</td>',
+                f'<td data-label="parameters">{row["parameters"]:,}</td>',
+                f'<td data-label="MFLOPs an image">{row["flops"] / 1e6:.2f}</td>',
+                f'<td data-label="seconds an epoch">{row["seconds"]:.2f}</td>',
+            ]
+            body.append(f"<tr>{name}{''.join(cells)}</tr>")
+    return f'<table class="cards"><thead>{"".join(lines)}</thead><tbody>{"".join(body)}</tbody></table>'
+
+
+def _low(results: Results) -> float:
+    """Return the left end of the accuracy bars: a round number below everything that is shown."""
+    lowest = min(row["accuracy"]["mean"] - (row["accuracy"]["std"] or 0.0) for row in results["rows"])
+    return max(0.0, int(lowest * 20 - 1e-9) / 20)
+
+
+def _bar(accuracy: Mapping[str, Any], low: float) -> str:
+    def x(value: float) -> float:
+        return 6 + 138 * min(1.0, max(0.0, (value - low) / max(1e-9, 1 - low)))
+
+    mean, std = accuracy["mean"], accuracy["std"] or 0.0
+    spread = f'<line class="spread" x1="{x(mean - std):.1f}" x2="{x(mean + std):.1f}" y1="6" y2="6"/>' if std else ""
+    return (
+        f'<svg class="bar" viewBox="0 0 150 12" aria-hidden="true"><line class="track" x1="6" x2="144" y1="6" y2="6"/>{spread}'
+        f'<circle class="dot" cx="{x(mean):.1f}" cy="6" r="4.5"/></svg>'
+    )
+
+
+def reading(results: Results) -> str:
+    """Say how to read the table."""
+    low = _low(results)
+    text = (
+        f"Bars run from {100 * low:.0f} to 100 %: a dot for the mean, a band for the spread. FLOPs are 2 × the multiply-adds that one forward pass "
+        "really performs, the search for neighbours included. Seconds are the median training epoch, on one thread."
+    )
+    if not results["quick"]:
+        text += (
+            " A difference within the spread is no difference. The digits are centred and tiny, which suits convolution; they show how the layers behave, "
+            "not which one is best."
+        )
+    return text
+
+
+def charts(results: Results) -> str:
+    """Return a chart for each network, with a curve for each of its layers."""
+    drawn = []
+    for family, heading in FAMILIES.items():
+        members = [row for row in results["rows"] if row["family"] == family]
+        curves = [Curve(row["title"], _mean_curve(row["runs"])) for row in members]
+        if curves:
+            drawn.append(line_chart(curves, title=f"{heading}: validation accuracy"))
+    return "".join(drawn)
+
+
+def _mean_curve(runs: list[Mapping[str, Any]]) -> list[float]:
+    by_epoch = zip(*([epoch["val_accuracy"] for epoch in run["epochs"]] for run in runs), strict=True)
+    return [statistics.fmean(values) for values in by_epoch]
+
+
+def identities(results: Results) -> str:
+    """Return the table of what must be equal, with the bound and the verdict."""
+    head = ("the same function", "compared in", "largest difference", "allowed", "")
+    lines = "".join(f'<th scope="col">{name}</th>' for name in head)
+    body = []
+    for entry in results["identities"]:
+        verdict = '<span class="same">✓ same</span>' if entry["holds"] else '<span class="differs">✗ differs</span>'
+        body.append(
+            f'<tr><th scope="row">{html.escape(entry["name"])}</th><td data-label="compared in">{html.escape(entry["text"])}</td>'
+            f'<td data-label="largest difference">{_difference(entry["difference"])}</td>'
+            f'<td data-label="allowed">{_difference(entry["bound"])}</td><td data-label="verdict">{verdict}</td></tr>'
+        )
+    return f'<table class="cards"><thead><tr>{lines}</tr></thead><tbody>{"".join(body)}</tbody></table>'
+
+
+def trained_same(results: Results) -> str:
+    """Say whether convolution and spatial ConvNN also end the same after the same training."""
+    rows = _rows(results)
+    if not {"conv", "spatial"} <= rows.keys():
+        return ""
+    pairs = list(zip(rows["conv"]["runs"], rows["spatial"]["runs"], strict=True))
+    equal = sum(one["test_accuracy"] == other["test_accuracy"] for one, other in pairs)
+    shown = ", ".join(f"{100 * one['test_accuracy']:.2f} and {100 * other['test_accuracy']:.2f} %" for one, other in pairs)
+    verdict = "the same" if equal == len(pairs) else f"the same for {equal} of {len(pairs)} seeds"
+    return f"And after the same training on the same batches, convolution and spatial ConvNN have {verdict} test accuracy: {shown}."
+
+
+def how(results: Results) -> str:
+    """Say how the networks were trained and tested."""
+    images, plan = results["images"], results["plan"]
+    seeds = ", ".join(map(str, results["seeds"]))
+    return (
+        f"scikit-learn's handwritten digits, 8 × 8 pixels, shuffled once: {images['train']} images to train on, {images['val']} to watch, "
+        f"{images['test']} for the test. The convolutional network has a stem, two 3 × 3 layers of width 32 at full resolution (these are swapped) and "
+        "a linear head; the transformer has two blocks of width 48 with four heads on 16 patches. All layers of one network start from the same seed and "
+        f"see the same batches of {plan['batch_size']}: {plan['epochs']['cnn']} and {plan['epochs']['transformer']} epochs of AdamW with warm-up and a cosine, "
+        f"learning rates {plan['lr']['cnn']:g} and {plan['lr']['transformer']:g}. Nothing is chosen by the test images: the weights after the last epoch "
+        f"are tested, once. {'Seeds' if len(results['seeds']) > 1 else 'Seed'}: {seeds}. The pictures show the networks of the first seed."
+    )
+
+
+def _rows(results: Results) -> dict[str, Mapping[str, Any]]:
+    return {row["key"]: row for row in results["rows"]}
+
+
+def _difference(value: float) -> str:
+    return "0" if value == 0 else f"{value:.1e}"
+
+
+def _more(row: Mapping[str, Any], base: Mapping[str, Any]) -> str:
+    share = row["flops"] / base["flops"]
+    return f"{share:.2f} × the FLOPs"

@@ -1,0 +1,95 @@
+"""What both attention layers share: heads that attend to their k nearest keys."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .. import checks
+from ..errors import invalid
+from ..knn import knn_aggregate, knn_search
+from ..types import Candidates, Neighbors, Similarity, Weighting
+from .options import NeighborLayer, init_like_conv
+
+
+class HeadsAttention(NeighborLayer):
+    """What both attention layers share: heads that attend to their k nearest keys, and the slot weights.
+
+    The slot weights are shared by all heads: ``weight`` is ``(d, 1, k)`` for ``"depthwise"`` (starting at one) and for
+    ``"depthwise_separable"`` (followed by ``pointwise``, d to d), ``(d, d, k)`` for ``"standard"``, none for ``"sum"``.
+    """
+
+    weight: nn.Parameter | None
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_dim: int,
+        k: int | None,
+        *,
+        similarity: Similarity = "dot",
+        candidates: Candidates = "all",
+        include_self: bool = False,
+        weighting: Weighting = "softmax",
+        aggregation: str = "depthwise",
+        temperature: float = 1.0,
+        scale: float | None = None,
+        impl: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(k, similarity=similarity, candidates=candidates, include_self=include_self,
+                         weighting=weighting, aggregation=aggregation, temperature=temperature, scale=scale,
+                         impl=impl)  # fmt: skip
+        self.num_heads, self.head_dim = num_heads, head_dim
+        self.weight = None
+        self.pointwise: nn.Linear | None = None
+        if aggregation != "sum":
+            width = head_dim if aggregation == "standard" else 1
+            self.weight = nn.Parameter(torch.empty(head_dim, width, self.k or 1, device=device, dtype=dtype))
+        if aggregation == "depthwise_separable":
+            self.pointwise = nn.Linear(head_dim, head_dim, bias=False, device=device, dtype=dtype)
+        if self.weight is not None and aggregation == "standard":
+            init_like_conv(self.weight, None)
+        elif self.weight is not None:
+            nn.init.ones_(self.weight)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout_p: float) -> Tensor:
+        """Attend from ``(B, H, N, d)`` to ``(B, H, M, d)``, with mask ``(B, M)`` or None; returns ``(B, H, N, d)``."""
+        batch, heads, queries, _ = query.shape
+        groups = 1 if self.weight is None else value.shape[-1] // self.weight.shape[1]
+        out = knn_aggregate(
+            query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), self.weight, k=self.k, groups=groups,
+            dropout_p=dropout_p if self.training else 0.0, impl=self.impl, key_padding_mask=self._per_head(mask),
+            **self._search_options(), **self._weighting_options(),
+        )  # fmt: skip
+        if self.pointwise is not None:
+            out = self.pointwise(out)
+        return out.reshape(batch, heads, queries, out.shape[-1])
+
+    def search(self, query: Tensor, key: Tensor, mask: Tensor | None = None) -> Neighbors:
+        """Find each head's neighbours: ``(B, H, N, d)`` and ``(B, H, M, d)`` to ``Neighbors`` of ``(B, H, N, k)``."""
+        batch, heads = query.shape[:2]
+        impl = self.impl if self.impl == "reference" else "auto"
+        found = knn_search(query.flatten(0, 1), key.flatten(0, 1), self.k, impl=impl,
+                           key_padding_mask=self._per_head(mask), **self._search_options())  # fmt: skip
+        return Neighbors(*(part.unflatten(0, (batch, heads)) for part in found))
+
+    def _per_head(self, mask: Tensor | None) -> Tensor | None:
+        return None if mask is None else mask.repeat_interleave(self.num_heads, dim=0)
+
+
+def check_heads(dim: int, num_heads: int, argument: str = "dim") -> int:
+    """Return the width of a head, or refuse a width that the heads do not divide."""
+    checks.whole(argument, dim)
+    checks.whole("num_heads", num_heads)
+    if dim % num_heads:
+        raise invalid("num_heads", f"a divisor of {argument} = {dim}", num_heads, "choose such a number")
+    return dim // num_heads
+
+
+def refuse_attn_mask(attn_mask: Tensor | None, is_causal: bool) -> None:
+    """Refuse masks per query: a search among differently many keys has no fixed k."""
+    if attn_mask is not None or is_causal:
+        got = "is_causal=True" if is_causal else f"shape {tuple(attn_mask.shape)}" if attn_mask is not None else None
+        raise invalid("attn_mask", "None", got, "mask whole tokens with key_padding_mask")

@@ -1,0 +1,144 @@
+"""ConvNNMultiheadAttention: drop-in for nn.MultiheadAttention, to the k nearest keys."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from .from_attention import check_multihead
+from .heads import HeadsAttention, check_heads, refuse_attn_mask
+from .options import check_input, options_repr
+
+
+class ConvNNMultiheadAttention(HeadsAttention):
+    """Attention to the k most similar keys, with the call, parameters and state-dict of ``nn.MultiheadAttention``.
+
+    Args:
+        embed_dim: C.
+        num_heads: H.
+        k: neighbours of every query, or None for every key (with ``aggregation="sum"``).
+        dropout: the chance that a neighbour is dropped in training.
+        bias: whether the projections have a bias.
+        batch_first: whether tokens are ``(B, N, C)`` rather than ``(N, B, C)``.
+        device: of the parameters.
+        dtype: of the parameters.
+        **options: as of ``ConvNNAttention``.
+
+    Raises:
+        ConvNNError: an argument or an input does not fit.
+
+    Example:
+        >>> import convnn
+        >>> layer = convnn.ConvNNMultiheadAttention(8, 2, k=3, batch_first=True)
+        >>> query, memory = torch.randn(1, 4, 8), torch.randn(1, 9, 8)
+        >>> layer(query, memory, memory, need_weights=False)[0].shape
+        torch.Size([1, 4, 8])
+    """
+
+    # nn.TransformerEncoderLayer would otherwise read in_proj_weight and run dense attention in its place.
+    _qkv_same_embed_dim = False
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        k: int | None = 9,
+        *,
+        dropout: float = 0.0,
+        bias: bool = True,
+        batch_first: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> None:
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        super().__init__(num_heads, check_heads(embed_dim, num_heads, "embed_dim"), k, **factory, **options)
+        self.embed_dim, self.batch_first, self.dropout = embed_dim, batch_first, dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dim, embed_dim, **factory))
+        self.register_parameter("in_proj_bias", nn.Parameter(torch.zeros(3 * embed_dim, **factory)) if bias else None)
+        self.out_proj = nn.Linear(embed_dim, embed_dim, bias=bias, **factory)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        if bias:
+            nn.init.zeros_(self.out_proj.bias)
+
+    @classmethod
+    def from_attention(cls, attention: nn.MultiheadAttention, k: int | None = None, **options: Any) -> Self:
+        """Make the layer with the weights of an ``nn.MultiheadAttention``; the same function with the defaults."""
+        check_multihead(attention)
+        layer = cls(
+            attention.embed_dim, attention.num_heads, k, dropout=attention.dropout,
+            bias=attention.in_proj_bias is not None, batch_first=attention.batch_first,
+            device=attention.in_proj_weight.device, dtype=attention.in_proj_weight.dtype,
+            **{"aggregation": "sum", **options},
+        )  # fmt: skip
+        layer.load_state_dict(attention.state_dict(), strict=False)
+        return layer.train(attention.training)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend from query ``(B, N, C)`` to key and value ``(B, M, C)`` (or ``(N, B, C)``, or unbatched ``(N, C)``).
+
+        Returns the attended tokens and, if ``need_weights``, the weights ``(B, N, M)``: zero for all but the k
+        neighbours; per head ``(B, H, N, M)`` unless averaged.
+        """
+        refuse_attn_mask(attn_mask, is_causal)
+        unbatched = query.dim() == 2
+        if unbatched:
+            query, key, value = (x.unsqueeze(0) for x in (query, key, value))
+            key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
+        elif not self.batch_first:
+            query, key, value = (x.transpose(0, 1) for x in (query, key, value))
+        q, k, v = self._heads(query, key, value)
+        out = self.attend(q, k, v, key_padding_mask, self.dropout)
+        attended = self.out_proj(out.transpose(1, 2).flatten(2))
+        weights = self._weights(q, k, key_padding_mask, average_attn_weights) if need_weights else None
+        if unbatched:
+            return attended.squeeze(0), None if weights is None else weights.squeeze(0)
+        return attended if self.batch_first else attended.transpose(0, 1), weights
+
+    def _heads(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        parts = []
+        for x, weight, bias in zip(inputs, self.in_proj_weight.chunk(3), self._biases(), strict=True):
+            check_input(
+                x, self, shape=f"(batch, tokens, {self.embed_dim})", ranks=(3,), axis=2, channels=self.embed_dim
+            )
+            projected = nn.functional.linear(x, weight, bias)
+            parts.append(projected.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2))
+        return parts[0], parts[1], parts[2]
+
+    def _biases(self) -> tuple[Tensor | None, ...]:
+        bias = self.in_proj_bias
+        return (None, None, None) if bias is None else bias.chunk(3)
+
+    def _weights(self, query: Tensor, key: Tensor, mask: Tensor | None, average: bool) -> Tensor:
+        """Scatter the neighbours' weights among all keys; only what ``need_weights`` asks for costs N x M."""
+        if self.k is None and mask is not None:
+            similarity = (query @ key.transpose(2, 3)) * (self.head_dim**-0.5 if self.scale is None else self.scale)
+            similarity = similarity.masked_fill(mask[:, None, None, :], -torch.inf)
+            weights = (similarity / self.temperature).softmax(-1)
+        else:
+            similarity, index = self.search(query, key, mask)
+            rho = (similarity / self.temperature).softmax(-1) if self.weighting == "softmax" else similarity
+            rho = torch.ones_like(rho) if self.weighting == "ones" else rho
+            weights = rho.new_zeros(*index.shape[:3], key.shape[2]).scatter(-1, index, rho)
+        weights = weights.to(query.dtype)
+        return weights.mean(1) if average else weights
+
+    def extra_repr(self) -> str:
+        """Write the call that makes this layer."""
+        return (
+            f"{self.embed_dim}, num_heads={self.num_heads}, k={self.k}"
+            + options_repr({"batch_first": (self.batch_first, False), "include_self": (self.include_self, False)})
+            + self._neighbor_repr("dot", "softmax", "depthwise")
+        )

@@ -1,0 +1,32 @@
+"""The dtype policy: similarities are compared in float32 or better, whatever the tokens are stored in.
+
+Selection is discontinuous: a rounded similarity is another neighbour. So similarities of half-precision tokens are
+computed, compared and returned in float32, autocast or not; what is aggregated keeps the values' dtype.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+
+def search_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the precision in which similarities are compared: float32 for half inputs, else the input's own.
+
+    >>> search_dtype(torch.bfloat16), search_dtype(torch.float64)
+    (torch.float32, torch.float64)
+    """
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def autocast_is_on(device: torch.device) -> bool:
+    """Whether operations on a device choose their own precision, so that dtypes may differ."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """Return a context in which similarities keep the precision of ``search_dtype`` under autocast too."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)

@@ -1,0 +1,126 @@
+"""From the arguments of a search to a problem that every implementation understands, or an error."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from . import checks
+from .errors import invalid
+from .types import Candidates, Grid, Lattice, Random, Search, Similarity, Window
+
+SEARCH_OPTIONS = frozenset(
+    {
+        "similarity",
+        "candidates",
+        "include_self",
+        "grid",
+        "query_index",
+        "key_padding_mask",
+        "generator",
+        "deterministic",
+        "scale",
+    }
+)
+
+
+def resolve(
+    query: Tensor,
+    key: Tensor,
+    k: int | None,
+    *,
+    similarity: Similarity = "cosine",
+    candidates: Candidates = "all",
+    include_self: bool = False,
+    grid: tuple[int, ...] | None = None,
+    query_index: Tensor | Lattice | None = None,
+    key_padding_mask: Tensor | None = None,
+    generator: torch.Generator | int | None = None,
+    deterministic: bool = False,
+    scale: float | None = None,
+) -> Search:
+    """Check every argument of ``knn_search``, fill in what was left out, and draw the random candidates."""
+    checks.tokens("query", query)
+    checks.tokens("key", key)
+    checks.alike(("query", query), ("key", key), {0: "samples", 2: "channels"})
+    checks.similarity(similarity)
+    keys_grid = checks.grid(grid, key.shape[1])
+    if query_index is None and query.shape[1] == key.shape[1]:
+        query_index = Lattice((0,) * len(keys_grid), keys_grid, (1,) * len(keys_grid))
+    elif query_index is not None:
+        checks.query_index(query_index, query.shape[1], keys_grid)
+    checks.candidates(candidates)
+    if generator is not None:
+        checks.generator(generator, candidates)
+    drawn = _draw(candidates, keys_grid, key, generator)
+    if key_padding_mask is not None:
+        checks.key_padding_mask(key_padding_mask, key)
+    if query_index is None:
+        _check_positions_unneeded(similarity, drawn, include_self)
+    sampled = isinstance(drawn, Grid | Tensor) and query_index is not None
+    count = key.shape[1] if k is None else checks.whole("k", k)
+    _check_enough(count, drawn, keys_grid, query, sampled=sampled)
+    return Search(
+        query=query, key=key, k=count, every=k is None, similarity=similarity,
+        scale=query.shape[2] ** -0.5 if scale is None else checks.number("scale", scale),
+        candidates=drawn, include_self=bool(include_self) or sampled, grid=keys_grid, query_index=query_index,
+        key_padding_mask=key_padding_mask, need_similarity=True,
+        deterministic=deterministic or torch.are_deterministic_algorithms_enabled(),
+    )  # fmt: skip
+
+
+def _draw(
+    candidates: Candidates, grid: tuple[int, ...], key: Tensor, generator: torch.Generator | int | None
+) -> Literal["all"] | Grid | Window | Tensor:
+    """Turn random candidates into positions, and what asks for more candidates than there are into all."""
+    if isinstance(candidates, Tensor):
+        checks.positions("candidates", candidates, key.shape[1])
+        return candidates.to(key.device, torch.int64).sort().values
+    if isinstance(candidates, Random):
+        spec = candidates if generator is None else Random(candidates.r, generator)
+        return "all" if spec.r > key.shape[1] else spec.draw(key.shape[1], key.device)
+    if isinstance(candidates, Grid) and candidates.g > min(grid):
+        return "all"
+    return candidates
+
+
+def _check_positions_unneeded(similarity: Similarity, candidates: object, include_self: bool) -> None:
+    """Refuse what compares positions or takes the query's own token where the queries are not keys."""
+    for argument, needs in (
+        ("similarity", not isinstance(similarity, str) or similarity == "spatial"),
+        ("candidates", isinstance(candidates, Window)),
+        ("include_self", include_self),
+    ):
+        if needs:
+            got = {"similarity": similarity, "candidates": candidates, "include_self": include_self}[argument]
+            fix = "pass query_index, the queries' positions among the keys"
+            raise invalid(argument, "one that needs no positions (N differs from M: the queries are no keys)", got, fix)
+
+
+def _check_enough(
+    k: int, candidates: Literal["all"] | Grid | Window | Tensor, grid: tuple[int, ...], query: Tensor, *, sampled: bool
+) -> None:
+    """Refuse a k above what any query can have; borders and masks are counted by the search itself."""
+    # The messages are written only when they are needed: to write a size would fix it in a compiled graph.
+    keys = math.prod(grid)
+    if isinstance(candidates, str):
+        if k > keys:
+            raise checks.too_few(
+                k, keys, what=f"there are {keys} keys", fix="lower k, pass more tokens, or add padding"
+            )
+    elif isinstance(candidates, Window):
+        window = math.prod(candidates.per_axis(len(grid))[0])
+        if k > min(window, keys):
+            what = f"the window holds {window} tokens"
+            raise checks.too_few(k, min(window, keys), what=what, fix="lower k or enlarge the window")
+    else:
+        count = candidates.shape[0] if isinstance(candidates, Tensor) else candidates.g ** len(grid)
+        # Slot 0 is the token itself, which is no candidate of its own; some query is a candidate if they must overlap.
+        overlap = 1 if query.shape[1] + count > keys else 0
+        available = count + 1 - overlap if sampled else count
+        if k > available:
+            what = f"{count} candidates" + (", and itself in slot 0" if sampled else "")
+            raise checks.too_few(k, available, what=what, fix="lower k or ask for more candidates")

@@ -1,0 +1,83 @@
+"""One run of the demo: one stop, one seed, trained from the first epoch to the last and tested once."""
+
+from __future__ import annotations
+
+import io
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ..errors import missing_extra
+from .data import TensorData
+from .digits import load_digits_splits
+from .module import Classifier, Optimisation
+from .quiet import quiet_lightning
+from .record import Recorder
+from .spectrum import STOPS, Plan, build
+from .workers import Report
+
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+except ImportError as error:
+    raise missing_extra(error.name or "lightning", "train") from error
+
+
+class Task(NamedTuple):
+    """What a worker is told: the stop's key, the run's seed, the seed of the splits and the plan."""
+
+    key: str
+    seed: int
+    split_seed: int
+    plan: Plan
+
+
+def train_stop(task: Task, report: Report) -> tuple[dict[str, Any], bytes]:
+    """Train one stop with one seed; return the run's record and the trained weights as ``load_weights`` reads them.
+
+    Nothing is chosen: the last epoch's weights are tested, once. The validation images are only watched.
+    """
+    stop = next(stop for stop in STOPS if stop.key == task.key)
+    plan = task.plan
+    model = build(stop, seed=task.seed)
+    classifier = Classifier(model, num_classes=10, optimisation=Optimisation(lr=plan.lr[stop.family]), seed=task.seed)
+    recorder = Recorder()
+    data = TensorData(load_digits_splits(task.split_seed, train=plan.images), batch_size=plan.batch_size, seed=task.seed)
+    with quiet_lightning():
+        trainer = Trainer(
+            accelerator="cpu",
+            max_epochs=plan.epochs[stop.family],
+            callbacks=[recorder, _Ticker(f"{stop.title}, seed {task.seed}", report)],
+            logger=False,
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+            reload_dataloaders_every_n_epochs=1,
+        )
+        trainer.fit(classifier, datamodule=data)
+        trainer.test(classifier, datamodule=data, verbose=False)
+    buffer = io.BytesIO()
+    torch.save(model.state_dict(), buffer)
+    run = {"seed": task.seed, "epochs": recorder.history, "test_accuracy": classifier.summary["test_accuracy"]}
+    return run, buffer.getvalue()
+
+
+def load_weights(model: nn.Module, weights: bytes) -> nn.Module:
+    """Load weights that ``train_stop`` returned; returns the model, in eval mode."""
+    model.load_state_dict(torch.load(io.BytesIO(weights), weights_only=True))
+    return model.eval()
+
+
+class _Ticker(Callback):
+    """Moves the demo's progress bar on by one at the end of every epoch."""
+
+    def __init__(self, name: str, report: Report) -> None:
+        self.name, self.report = name, report
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Name the run, and its epoch."""
+        self.report(f"{self.name}, epoch {trainer.current_epoch + 1} of {trainer.max_epochs}", 0)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Move on by one epoch."""
+        self.report(self.name, 1)
