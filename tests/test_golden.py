@@ -20,7 +20,10 @@ import convnn
 from convnn.nn.options import NeighborLayer
 
 FOLDER = Path(__file__).parent / "data" / "golden"
-CASES = {case["file"].removesuffix(".safetensors"): case for case in json.loads((FOLDER / "manifest.json").read_text())["cases"]}
+CASES = {
+    case["file"].removesuffix(".safetensors"): case
+    for case in json.loads((FOLDER / "manifest.json").read_text())["cases"]
+}
 NOT_APPLICABLE = {
     "cna_random12_matmul_depthwise_h1_k4": "constant self similarity",
     "cna_spatial8_cosine_depthwise_h1_k3": "constant self similarity",
@@ -33,7 +36,9 @@ ATTENTION_METRIC = {"cosine": "cosine", "euclidean": "euclidean", "matmul": "dot
 def convnn_options(p: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
     """The published layer's settings in our terms."""
     metric: Any = METRIC[p["magnitude_type"]]
-    similarity = {"Col": metric, "Loc": "spatial", "Loc_Col": convnn.Blend(p["lambda_param"], metric)}[p["similarity_type"]]
+    similarity = {"Col": metric, "Loc": "spatial", "Loc_Col": convnn.Blend(p["lambda_param"], metric)}[
+        p["similarity_type"]
+    ]
     candidates: Any = {
         "all": "all",
         "random": tensors.get("sample_indices"),
@@ -58,7 +63,14 @@ def make_hybrid(case: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[nn.Mo
     p = case["parameters"]
     kind = convnn.HybridConvNN1d if case["layer"].startswith("Conv1d") else convnn.HybridConvNN2d
     options = convnn_options(p, tensors)
-    layer = kind(p["in_channels"], p["out_channels"], p["kernel_size"], branch_ratio=p["branch_ratio"], dtype=torch.float64, **options)
+    layer = kind(
+        p["in_channels"],
+        p["out_channels"],
+        p["kernel_size"],
+        branch_ratio=p["branch_ratio"],
+        dtype=torch.float64,
+        **options,
+    )
     names = {
         "branch1.conv1d_layer.weight": "convnn.weight", "branch1.conv1d_layer.bias": "convnn.bias",
         "branch2.weight": "conv.weight", "branch2.bias": "conv.bias",
@@ -68,7 +80,11 @@ def make_hybrid(case: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[nn.Mo
 
 
 def attention_options(p: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
-    candidates: Any = {"all": "all", "random": tensors.get("sample_indices"), "spatial": convnn.Grid(max(p["num_samples"], 1))}
+    candidates: Any = {
+        "all": "all",
+        "random": tensors.get("sample_indices"),
+        "spatial": convnn.Grid(max(p["num_samples"], 1)),
+    }
     return {
         "k": p["K"], "similarity": ATTENTION_METRIC[p["magnitude_type"]], "candidates": candidates[p["sampling_type"]],
         "aggregation": p["convolution_type"].replace("-", "_"),
@@ -97,7 +113,9 @@ def make_attention(case: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[nn
         return full, attention_names(exchange=False)
     if name == "MultiHeadKvtAttention":
         bias = "param.proj.bias" in tensors
-        kvt = convnn.ConvNNAttention(p["dim"], p["num_heads"], p["topk"], aggregation="sum", proj_bias=bias, dtype=torch.float64)
+        kvt = convnn.ConvNNAttention(
+            p["dim"], p["num_heads"], p["topk"], aggregation="sum", proj_bias=bias, dtype=torch.float64
+        )
         return kvt, {"qkv.weight": "qkv.weight", "proj.weight": "proj.weight", "proj.bias": "proj.bias"}
     options = attention_options(p, tensors)
     hybrid = convnn.HybridAttention(p["d_hidden"], p["num_heads"], branch_ratio=p["branch_ratio"], **options, **shared)
@@ -144,7 +162,10 @@ def largest_difference(name: str, impl: str) -> dict[str, float]:
     x = tensors["x"].clone().requires_grad_()
     y = layer(x)
     (y * tensors["g"]).sum().backward()
-    differences = {"y": float((y - tensors["y"]).abs().max()), "grad_x": float((x.grad - tensors["grad_x"]).abs().max())}
+    differences = {
+        "y": float((y - tensors["y"]).abs().max()),
+        "grad_x": float((x.grad - tensors["grad_x"]).abs().max()),
+    }
     for key, tensor in tensors.items():
         if key.startswith("grad."):
             target, rows = parameter(layer, names[key.removeprefix("grad.")])
@@ -159,7 +180,9 @@ def test_agrees_with_the_published_layer(name: str, impl: str) -> None:
     assert max(differences.values()) < 1e-9, differences
 
 
-@pytest.mark.parametrize("name", ["conv2dnn_all_cos_p1_k9", "conv1dnn_random8_eucl_p1_k3", "cna_matmul_depthwise_h3_k4_FIXEDHEADS"])
+@pytest.mark.parametrize(
+    "name", ["conv2dnn_all_cos_p1_k9", "conv1dnn_random8_eucl_p1_k3", "cna_matmul_depthwise_h3_k4_FIXEDHEADS"]
+)
 def test_the_reference_agrees_too(name: str) -> None:
     differences = largest_difference(name, "reference")
     assert max(differences.values()) < 1e-9, differences
@@ -170,7 +193,9 @@ def test_where_the_method_changed_the_semantics_the_vectors_differ(name: str) ->
     assert largest_difference(name, "dense")["y"] > 1e-3
 
 
-@pytest.mark.parametrize("name", ["conv2dnn_all_cos_p0_k9", "conv2dnn_random12_cos_p0_k4", "cna_matmul_depthwise_h3_k4_FIXEDHEADS"])
+@pytest.mark.parametrize(
+    "name", ["conv2dnn_all_cos_p0_k9", "conv2dnn_random12_cos_p0_k4", "cna_matmul_depthwise_h3_k4_FIXEDHEADS"]
+)
 def test_the_neighbours_are_the_published_ones(name: str) -> None:
     tensors = load_file(FOLDER / f"{name}.safetensors")
     layer, names = make(CASES[name], tensors)

@@ -50,7 +50,8 @@ def whole(argument: str, value: object, *, at_least: int = 1) -> int:
 
 def number(argument: str, value: object, *, above: float | None = None) -> float:
     """Return a finite real number (above ``above`` if given), or refuse it."""
-    real = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # Compared, not asked of math.isfinite, which a compiled graph with symbolic numbers cannot ask.
+    real = isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
     if not real or (above is not None and value <= above):  # type: ignore[operator]  # real was tested first
         expected = "a finite number" + ("" if above is None else f" above {above:g}")
         raise invalid(argument, expected, repr(value), "give such a number")

@@ -27,6 +27,5 @@ def autocast_is_on(device: torch.device) -> bool:
 
 def without_autocast(device: torch.device) -> AbstractContextManager[None]:
     """Return a context in which similarities keep the precision of ``search_dtype`` under autocast too."""
-    if not torch.amp.is_autocast_available(device.type):
-        return nullcontext()
-    return torch.autocast(device.type, enabled=False)
+    # Only where it is on: in an exported program the context is an operator that cannot be saved.
+    return torch.autocast(device.type, enabled=False) if autocast_is_on(device) else nullcontext()

@@ -42,8 +42,8 @@ class _ConvNN(NeighborLayer):
         groups: as in ``nn.Conv*d``.
         bias: whether to add a learned ``(C_out,)``.
         similarity: ``"cosine"``, ``"dot"``, ``"sqeuclidean"``, ``"euclidean"``, ``"spatial"`` or ``Blend(lam)``.
-        candidates: ``"all"``, ``Random(r)``, ``Grid(g)``, ``Window(size)``, or positions ``(r,)`` in the padded map.
-            ``Random`` is redrawn at every call in training; in evaluation it is the draw of ``eval_seed``.
+        candidates: ``"all"``, ``Random(r)`` (redrawn at every call in training; the draw of ``eval_seed`` in
+            evaluation), ``Grid(g)``, ``Window(size)``, or positions ``(r,)`` in the padded map.
         include_self: whether slot 0 is the query's own token. Left out: yes for features; no for spatial similarity,
             whose slots stay in raster order, as a kernel's.
         weighting: ``"ones"``, ``"identity"`` or ``"softmax"`` of the similarities.

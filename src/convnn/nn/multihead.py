@@ -39,6 +39,7 @@ class ConvNNMultiheadAttention(HeadsAttention):
 
     # nn.TransformerEncoderLayer would otherwise read in_proj_weight and run dense attention in its place.
     _qkv_same_embed_dim = False
+    in_proj_bias: nn.Parameter | None
 
     def __init__(
         self,

@@ -29,7 +29,9 @@ def coordinates(grid: tuple[int, ...], *, dtype: torch.dtype, device: torch.devi
     >>> coordinates((1, 3), dtype=torch.float32, device=torch.device("cpu"))[:, 0]
     tensor([-1.,  0.,  1.])
     """
-    axes = [torch.linspace(-1, 1, size, dtype=dtype, device=device) for size in grid]
+    # Not linspace: it would fix the size in a compiled graph.
+    exact = torch.promote_types(dtype, torch.float32)
+    axes = [(torch.arange(size, dtype=exact, device=device) * 2 / max(size - 1, 1) - 1).to(dtype) for size in grid]
     mesh = torch.meshgrid(*axes, indexing="ij")
     return torch.stack([axis.flatten() for axis in reversed(mesh)], dim=-1)
 
