@@ -92,7 +92,7 @@ def attention_options(p: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str
     }  # fmt: skip
 
 
-# The published rows are keys and its columns queries: with W_q and W_k exchanged the two agree (method, section 9).
+# The published rows are keys and its columns queries: with W_q and W_k exchanged the two agree (docs/differences.md).
 def attention_names(prefix: str = "", *, exchange: bool = True) -> dict[str, str]:
     q, k = ("k", "q") if exchange else ("q", "k")
     return {

@@ -41,7 +41,7 @@ def count_flops(model: nn.Module, *inputs: Tensor) -> int:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model in eval mode for a while; afterwards every submodule has the mode that it had, mixed ones included."""
+    """Put the model in eval mode for a while; afterwards every submodule has the mode that it had."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from .errors import ConvNNError, invalid, unknown_name
+from .errors import ConvNNError, invalid, shown, unknown_name
 from .precision import autocast_is_on
 from .types import IMPLS, SIMILARITIES, WEIGHTINGS, Blend, Gather, Grid, Lattice, Neighbors, Random, Window
 
@@ -17,6 +17,8 @@ def tokens(argument: str, value: object) -> None:
     """Refuse anything but a floating-point ``(B, N, C)`` tensor."""
     if not isinstance(value, Tensor):
         raise invalid(argument, "a tensor (batch, tokens, channels)", type(value).__name__, "pass a torch.Tensor")
+    if value.dim() == 3 and value.shape[2] == 0:
+        raise invalid(argument, "at least one channel", f"shape {tuple(value.shape)}", "give tokens some features")
     if value.dim() != 3:
         fix = "turn a map (B, C, H, W) into tokens with x.flatten(2).transpose(1, 2)"
         raise invalid(argument, "3 axes (batch, tokens, channels)", f"shape {tuple(value.shape)}", fix)
@@ -44,7 +46,7 @@ def alike(first: tuple[str, Tensor], second: tuple[str, Tensor], axes: dict[int,
 def whole(argument: str, value: object, *, at_least: int = 1) -> int:
     """Return a whole number of at least ``at_least``, or refuse it."""
     if isinstance(value, bool) or not isinstance(value, int | torch.SymInt) or value < at_least:
-        raise invalid(argument, f"a whole number of at least {at_least}", repr(value), "give such a number")
+        raise invalid(argument, f"a whole number of at least {at_least}", shown(value), "give such a number")
     return value  # type: ignore[return-value]  # a SymInt stands for an int while a graph is traced
 
 
@@ -54,8 +56,22 @@ def number(argument: str, value: object, *, above: float | None = None) -> float
     real = isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
     if not real or (above is not None and value <= above):  # type: ignore[operator]  # real was tested first
         expected = "a finite number" + ("" if above is None else f" above {above:g}")
-        raise invalid(argument, expected, repr(value), "give such a number")
+        raise invalid(argument, expected, shown(value), "give such a number")
     return float(value)  # type: ignore[arg-type]
+
+
+def flag(argument: str, value: object) -> bool:
+    """Return True or False, or refuse what merely counts as true."""
+    if not isinstance(value, bool):
+        raise invalid(argument, "True or False", shown(value), "pass one of them")
+    return value
+
+
+def chance(argument: str, value: object) -> float:
+    """Return a chance in [0, 1), or refuse it."""
+    if not 0 <= number(argument, value) < 1:
+        raise invalid(argument, "a chance in [0, 1)", value, "use 0 for none")
+    return number(argument, value)
 
 
 def name(argument: str, value: object, allowed: Iterable[str]) -> None:
@@ -74,7 +90,7 @@ def similarity(value: object) -> None:
     """Refuse anything but a similarity's name or a ``Blend``."""
     if isinstance(value, Blend):
         return
-    if value == "blend":
+    if isinstance(value, str) and value == "blend":
         raise invalid("similarity", "a Blend", repr(value), "write similarity=convnn.Blend(0.5)")
     if not isinstance(value, str) or value not in SIMILARITIES:
         raise unknown_name("similarity", value, SIMILARITIES, also=" or a convnn.Blend(lam)")
@@ -93,7 +109,7 @@ def candidates(value: object) -> None:
     specs = {"random": "convnn.Random(32)", "grid": "convnn.Grid(5)", "window": "convnn.Window(3)"}
     if isinstance(value, str) and value in specs:
         raise invalid("candidates", "a candidate set", repr(value), f"say how many: candidates={specs[value]}")
-    if value != "all":
+    if not isinstance(value, str) or value != "all":
         also = ", a convnn.Random(r), Grid(g), Window(size), or a 1-d tensor of positions"
         raise unknown_name("candidates", value, ("all",), also=also)
 
@@ -124,22 +140,10 @@ def grid(value: object, keys: int) -> tuple[int, ...]:
     return sizes
 
 
-def query_index(value: object, queries: int, keys_grid: tuple[int, ...]) -> None:
+def query_index(value: object, queries: int, keys_grid: tuple[int, ...], *, device: torch.device) -> None:
     """Refuse query positions that are not one per query and inside the grid."""
     if isinstance(value, Lattice):
-        if len(value.shape) != len(keys_grid):
-            raise invalid(
-                "query_index", f"a lattice of {len(keys_grid)} axes", len(value.shape), "give one entry per axis"
-            )
-        if math.prod(value.shape) != queries:
-            raise invalid(
-                "query_index", f"a lattice of {queries} queries", value.shape, "give the shape of the queries' map"
-            )
-        for origin, count, stride, size in zip(value.origin, value.shape, value.stride, keys_grid, strict=True):
-            if origin < 0 or stride < 1 or origin + (count - 1) * stride >= size:
-                raise invalid(
-                    "query_index", f"a lattice inside the grid {keys_grid}", value, "lower origin, shape or stride"
-                )
+        _lattice(value, queries, keys_grid)
         return
     if not isinstance(value, Tensor) or value.dim() != 1 or value.is_floating_point() or value.dtype == torch.bool:
         got = f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else repr(value)
@@ -150,19 +154,46 @@ def query_index(value: object, queries: int, keys_grid: tuple[int, ...]) -> None
         raise invalid(
             "query_index", f"{queries} positions, one per query", value.shape[0], "give one position per query"
         )
+    if value.device != device:
+        raise invalid("query_index", f"device {device} as the keys", value.device, "move it there")
     positions("query_index", value, math.prod(keys_grid))
 
 
-def key_padding_mask(value: object, key: Tensor) -> None:
-    """Refuse a mask that is not a boolean ``(B, M)`` on the keys' device."""
+def _lattice(value: Lattice, queries: int, keys_grid: tuple[int, ...]) -> None:
+    axes = (value.origin, value.shape, value.stride)
+    if not all(isinstance(part, tuple) and len(part) == len(keys_grid) for part in axes):
+        fix = "give origin, shape and stride as tuples with one number per axis"
+        raise invalid("query_index", f"a lattice of {len(keys_grid)} axes", value, fix)
+    if math.prod(value.shape) != queries:
+        fix = "give the shape of the queries' map"
+        raise invalid("query_index", f"a lattice of {queries} queries", value.shape, fix)
+    for origin, count, stride, size in zip(*axes, keys_grid, strict=True):
+        if origin < 0 or stride < 1 or origin + (count - 1) * stride >= size:
+            raise invalid(
+                "query_index", f"a lattice inside the grid {keys_grid}", value, "lower origin, shape or stride"
+            )
+
+
+def key_padding_mask(value: object, tokens: Tensor) -> None:
+    """Refuse a mask that is not a boolean with one entry per token ``(B, M)``, on the tokens' device."""
     if not isinstance(value, Tensor) or value.dtype != torch.bool:
         got = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise invalid("key_padding_mask", "a boolean tensor (True: not a neighbour)", got, "convert it with .bool()")
-    if value.shape != key.shape[:2]:
-        expected = f"shape {tuple(key.shape[:2])} (batch, keys)"
+        fix = "make it a boolean tensor, e.g. mask.bool()"
+        raise invalid("key_padding_mask", "a boolean tensor (True: not a neighbour)", got, fix)
+    if value.shape != tokens.shape[:2]:
+        expected = f"shape {tuple(tokens.shape[:2])} (batch, keys)"
         raise invalid("key_padding_mask", expected, f"shape {tuple(value.shape)}", "give one entry per key")
-    if value.device != key.device:
-        raise invalid("key_padding_mask", f"device {key.device}", value.device, "move it to the keys' device")
+    if value.device != tokens.device:
+        raise invalid("key_padding_mask", f"device {tokens.device}", value.device, "move it to the keys' device")
+
+
+def some_key_left(mask: Tensor) -> None:
+    """Refuse a mask that leaves a sample without any key; unknowable while a graph is being traced."""
+    if torch.compiler.is_compiling() or mask.is_meta or mask.numel() == 0:
+        return
+    if bool(mask.all(dim=1).any()):
+        expected = "at least one key left in every sample"
+        raise invalid("key_padding_mask", expected, "a sample whose keys are all masked", "leave such samples out")
 
 
 def too_few(k: int, available: int, *, what: str, fix: str) -> ConvNNError:
@@ -187,8 +218,10 @@ def gather(problem: Gather, neighbors_k: int) -> None:
     name("weighting", problem.weighting, WEIGHTINGS)
     number("temperature", problem.temperature, above=0)
     whole("groups", problem.groups)
-    if not 0 <= number("dropout_p", problem.dropout_p) < 1:
-        raise invalid("dropout_p", "a chance in [0, 1)", problem.dropout_p, "use 0 for none")
+    chance("dropout_p", problem.dropout_p)
+    if problem.temperature != 1 and problem.weighting != "softmax":
+        expected = "1 unless weighting is 'softmax'"
+        raise invalid("temperature", expected, problem.temperature, "leave it out, or use weighting='softmax'")
     channels, weight = problem.value.shape[2], problem.weight
     if weight is None:
         if problem.groups != 1:
@@ -197,6 +230,10 @@ def gather(problem: Gather, neighbors_k: int) -> None:
         _slot_weight(weight, problem, neighbors_k)
         channels = weight.shape[0]
     if problem.bias is not None:
+        if not isinstance(problem.bias, Tensor):
+            raise invalid(
+                "bias", f"a tensor of shape ({channels},)", type(problem.bias).__name__, "pass a torch.Tensor"
+            )
         if problem.bias.shape != (channels,):
             got = f"shape {tuple(problem.bias.shape)}"
             raise invalid("bias", f"shape ({channels},), one per output channel", got, "give one number per channel")
@@ -225,6 +262,13 @@ def neighbors(value: object, values: Tensor) -> None:
     if not isinstance(value, Neighbors):
         fix = "pass what knn_search returned, or convnn.Neighbors(similarity, index)"
         raise invalid("neighbors", "a convnn.Neighbors", type(value).__name__, fix)
+    for part in ("similarity", "index"):
+        tensor = getattr(value, part)
+        if not isinstance(tensor, Tensor):
+            raise invalid(f"neighbors.{part}", "a tensor", type(tensor).__name__, "pass what knn_search returned")
+        if tensor.device != values.device:
+            fix = "move it to the values' device"
+            raise invalid(f"neighbors.{part}", f"device {values.device} as value", tensor.device, fix)
     if value.index.dim() != 3 or value.index.dtype != torch.int64:
         got = f"shape {tuple(value.index.shape)}, {value.index.dtype}"
         raise invalid("neighbors.index", "int64 of shape (B, N, k)", got, "pass the index of knn_search")

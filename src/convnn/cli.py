@@ -24,12 +24,16 @@ COMMANDS: dict[str, tuple[type[DemoSettings | TrainSettings], str]] = {
 }
 
 
-class _Parser(ArgumentParser):  # type: ignore[misc]
+class _Parser(ArgumentParser):
     """Says what is wrong in one line, in the words of the package's other errors."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        options = [option for action in self._actions for option in action.option_strings]
-        self.exit(2, f"{self.prog.replace(' [options]', '')}: error: {explain(message, options)}\n")
+        command = re.search(r"Subcommand '(\w+)'", message)
+        settings = COMMANDS.get(command[1] if command else self.prog.split()[-1])
+        fields = dataclasses.fields(settings[0]) if settings else ()
+        options = ["--config", "--help", *("--" + field.name.replace("_", "-") for field in fields)]
+        program = " ".join(["convnn", command[1]]) if command else self.prog.replace(" [options]", "")
+        self.exit(2, f"{program}: error: {explain(message, options)}\n")
 
 
 def explain(message: str, options: Sequence[str]) -> str:
@@ -58,7 +62,7 @@ def explain(message: str, options: Sequence[str]) -> str:
         kind = next((words for name, words in kinds.items() if f"<class '{name}'>" in message), "another value")
         return f"--{value[1].replace('_', '-')}: expected {kind}, got {got_value[1].strip()!r}; change it"
     if value and "does not exist" in message:
-        return f"--{value[1]}: expected a YAML file, got {message.rsplit(': ', 1)[-1]}; check the path"
+        return f"--{value[1]}: expected a YAML file, got {message.strip().rsplit(': ', 1)[-1]}; check the path"
     return " ".join(message.split())
 
 
@@ -83,13 +87,14 @@ def make_parser() -> _Parser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return the exit status: 0, 1 for an error while running, 2 for wrong options, 130 if interrupted."""
+    """Run a command; return 0, or 1 for a missing package, 2 for wrong options, 130 if interrupted."""
     parsed: Any = make_parser().parse_args(None if arguments is None else list(arguments))
     command = parsed.subcommand
     values = {name: value for name, value in parsed[command].items() if name not in ("config", "__path__")}
     try:
         settings = COMMANDS[command][0](**values)
-        settings.check()
+        if not getattr(settings, "resume", False):  # a run to resume has settings of its own
+            settings.check()
         _run(settings)
     except ConvNNError as error:
         name, _, rest = str(error).partition(":")
@@ -100,7 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"convnn {command}: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"convnn {command}: interrupted", file=sys.stderr)
+        hint = f"; go on with: convnn train --out {settings.out} --resume" if command == "train" else ""
+        print(f"convnn {command}: interrupted{hint}", file=sys.stderr)
         return 130
     return 0
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 import copy
 import fnmatch
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import nn
-from torch.nn.utils import parametrize
 
 from . import checks
-from .errors import ConversionWarning, ConvNNError, invalid, unknown_name
-from .nn.options import NeighborLayer
-from .swap import OPTIONS, attention_kind, conv_kind, is_ours, replacement
+from .errors import ConversionWarning, ConvNNError, invalid
+from .nn.heads import HeadsAttention
+from .nn.options import NeighborLayer, check_options
+from .swap import attention_kind, conv_kind, is_ours, options_for, replacement
 
 To = Literal["convnn", "hybrid"]
+Types = type[nn.Module] | tuple[type[nn.Module], ...] | None
+Place = tuple[tuple[str, ...], nn.Module]  # a layer and all its names
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def convert(
     model: nn.Module,
     to: To = "hybrid",
     *,
-    types: type[nn.Module] | tuple[type[nn.Module], ...] | None = None,
+    types: Types = None,
     pattern: str | tuple[str, ...] | None = None,
     where: Callable[[str, nn.Module], bool] | None = None,
     init: Literal["random", "from_original"] = "random",
@@ -110,32 +113,31 @@ def convert(
     """
     checks.name("to", to, ("convnn", "hybrid"))
     checks.name("init", init, ("random", "from_original"))
-    if not isinstance(model, nn.Module):
-        raise invalid("model", "an nn.Module", type(model).__name__, "pass the model itself")
-    for name in options:
-        if name not in OPTIONS:
-            raise unknown_name("option", name, sorted(OPTIONS))
+    _check_choice(model, types, pattern, where)
     if not inplace:
         model = copy.deepcopy(model)
-    places = _places(model)
+    places = _places(model, types)
     chosen, report = _choose(places, types, pattern, where)
+    check_options(options, frozenset().union(*(options_for(layer, to) for _, layer in chosen)))
+    earlier = getattr(model, "_convnn_report", None) or ConversionReport()
+    tied = _tied_parameters(model)
     errors: list[ConvNNError] = []
     for names, layer in chosen:
         try:
-            _refuse_attachments(layer)
+            _refuse_tied(layer, tied)
             new = replacement(layer, to, init=init, options=options)
         except ConvNNError as error:
             errors.append(error)
             report.kept.append(_row(names, layer, None, str(error)))
             continue
-        _number(new, len(report.replaced))
+        _number(new, len(earlier.replaced) + len(report.replaced))
         model = _put(model, names, new)
         report.replaced.append(_row(names, layer, new))
     if errors and not report.replaced:
         raise errors[0]
     if errors:
         warnings.warn(_warning(report, len(errors)), ConversionWarning, stacklevel=2)
-    earlier = getattr(model, "_convnn_report", None) or ConversionReport()
+    _keep_padding(model)
     model._convnn_report = ConversionReport(earlier.replaced + report.replaced, report.kept)  # type: ignore[assignment]
     return model
 
@@ -148,8 +150,21 @@ def conversion_report(model: nn.Module) -> ConversionReport:
     return report
 
 
-def _places(model: nn.Module) -> list[tuple[tuple[str, ...], nn.Module]]:
-    """Every convolution and attention with all its names, outermost first; nothing inside our own layers."""
+def _check_choice(model: object, types: object, pattern: object, where: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise invalid("model", "an nn.Module", type(model).__name__, "pass the model itself")
+    kinds = types if isinstance(types, tuple) else (types,)
+    if types is not None and not all(isinstance(kind, type) for kind in kinds):
+        raise invalid("types", "a layer class, or a tuple of them", repr(types), "e.g. types=nn.Conv2d")
+    names = pattern if isinstance(pattern, tuple) else (pattern,)
+    if pattern is not None and not all(isinstance(name, str) for name in names):
+        raise invalid("pattern", "a glob pattern, or a tuple of them", repr(pattern), 'e.g. pattern="layer3.*"')
+    if where is not None and not callable(where):
+        raise invalid("where", "a function of name and layer", repr(where), "e.g. where=lambda name, layer: True")
+
+
+def _places(model: nn.Module, types: Types) -> list[Place]:
+    """Every convolution, attention and layer of the types asked for, with all its names; nothing inside our own."""
     names: dict[int, list[str]] = {}
     layers: dict[int, nn.Module] = {}
     inside: tuple[str, ...] = ()
@@ -158,18 +173,18 @@ def _places(model: nn.Module) -> list[tuple[tuple[str, ...], nn.Module]]:
             continue
         if is_ours(layer):
             inside = (*inside, f"{name}.")
-        elif conv_kind(layer) or attention_kind(layer):
+        elif conv_kind(layer) or attention_kind(layer) or (types is not None and isinstance(layer, types)):
             names.setdefault(id(layer), []).append(name)
             layers[id(layer)] = layer
     return [(tuple(names[key]), layer) for key, layer in layers.items()]
 
 
 def _choose(
-    places: list[tuple[tuple[str, ...], nn.Module]],
-    types: type[nn.Module] | tuple[type[nn.Module], ...] | None,
+    places: list[Place],
+    types: Types,
     pattern: str | tuple[str, ...] | None,
     where: Callable[[str, nn.Module], bool] | None,
-) -> tuple[list[tuple[tuple[str, ...], nn.Module]], ConversionReport]:
+) -> tuple[list[Place], ConversionReport]:
     """Divide the layers into those to replace and those to keep, with the reason."""
     patterns = (pattern,) if isinstance(pattern, str) else pattern
     chosen, report = [], ConversionReport()
@@ -188,12 +203,12 @@ def _choose(
         else:
             chosen.append((names, layer))
     if not chosen:
-        seen = (
-            ", ".join(names[0] or "(the model itself)" for names, _ in places[:5]) or "no convolution and no attention"
-        )
-        asked = patterns or types or where or "kernel above 1, stride 1, or attention"
-        raise invalid("pattern" if patterns else "model", f"a choice of layers among: {seen}", repr(asked),
-                      "choose with types, pattern or where")  # fmt: skip
+        seen = ", ".join(names[0] or "(the model itself)" for names, _ in places[:5]) or "none (of their own; convnn's stay)"
+        given = {"pattern": pattern, "types": types, "where": where}
+        argument = next((name for name, value in given.items() if value is not None), "model")
+        asked = given.get(argument, "none with a kernel above 1 and stride 1, and no attention")
+        expected = f"a choice of convolutions and attention layers, of which there are: {seen}"
+        raise invalid(argument, expected, repr(asked), "choose with types, pattern or where")
     return chosen, report
 
 
@@ -206,14 +221,23 @@ def _default_reason(layer: nn.Module) -> str:
     return ""
 
 
-def _refuse_attachments(layer: nn.Module) -> None:
-    """Refuse a layer with hooks or parametrisations, which its replacement would silently lose."""
-    if parametrize.is_parametrized(layer):
-        fix = "remove the parametrisation (e.g. weight norm) first"
-        raise invalid("layer", "one without parametrisations", type(layer).__name__, fix)
-    hooks = [name for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks") if getattr(layer, name)]
-    if hooks:
-        raise invalid("layer", "one without hooks", ", ".join(hooks), "remove the hooks, convert, and add them again")
+def _tied_parameters(model: nn.Module) -> frozenset[int]:
+    """Return the ids of the parameters that several layers share."""
+    owners = Counter(id(p) for layer in model.modules() for p in layer._parameters.values() if p is not None)
+    return frozenset(parameter for parameter, count in owners.items() if count > 1)
+
+
+def _refuse_tied(layer: nn.Module, tied: frozenset[int]) -> None:
+    if any(id(parameter) in tied for parameter in layer.parameters()):
+        fix = "untie it first, or leave the layer out"
+        raise invalid("layer", "one with parameters of its own", f"{type(layer).__name__} with a tied one", fix)
+
+
+def _keep_padding(model: nn.Module) -> None:
+    """Stop torch's encoders from packing padded batches into nested tensors, which only their own attention reads."""
+    for part in model.modules():
+        if isinstance(part, nn.TransformerEncoder) and any(isinstance(p, HeadsAttention) for p in part.modules()):
+            part.use_nested_tensor = False
 
 
 def _number(new: nn.Module, position: int) -> None:
@@ -233,9 +257,13 @@ def _put(model: nn.Module, names: tuple[str, ...], new: nn.Module) -> nn.Module:
 
 
 def _row(names: tuple[str, ...], layer: nn.Module, new: nn.Module | None, reason: str = "") -> ConversionRow:
-    before = sum(p.numel() for p in layer.parameters())
-    after = before if new is None else sum(p.numel() for p in new.parameters())
+    before = _size(layer)
+    after = before if new is None else _size(new)
     return ConversionRow(names, describe(layer), None if new is None else describe(new), before, after, reason)
+
+
+def _size(layer: nn.Module) -> int:
+    return sum(p.numel() for p in layer.parameters() if not isinstance(p, nn.UninitializedParameter))
 
 
 def describe(layer: nn.Module) -> str:

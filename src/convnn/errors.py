@@ -40,10 +40,24 @@ def unknown_name(argument: str, got: object, allowed: Iterable[str], also: str =
     similarity: expected one of 'cosine', 'dot', got 'cosin'; did you mean 'cosine'?
     """
     names = list(allowed)
-    close = difflib.get_close_matches(str(got).lower(), [name.lower() for name in names], n=1, cutoff=0.5)
+    typed = got.lower() if isinstance(got, str) else ""
+    close = difflib.get_close_matches(typed, [name.lower() for name in names], n=1, cutoff=0.5)
     match = next((name for name in names if close and name.lower() == close[0]), None)
     fix = f"did you mean {match!r}?" if match else "choose one of these"
-    return invalid(argument, "one of " + ", ".join(map(repr, names)) + also, repr(got), fix)
+    return invalid(argument, "one of " + ", ".join(map(repr, names)) + also, shown(got), fix)
+
+
+def shown(value: object) -> str:
+    """Write a value for a message: a tensor or array by its shape, anything else in at most 80 characters.
+
+    >>> shown("a" * 100) == "'" + "a" * 76 + "..."
+    True
+    """
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape is not None and dtype is not None:
+        return f"{type(value).__name__} of shape {tuple(shape)}, {dtype}"
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def missing_extra(package: str, extra: str) -> MissingExtraError:

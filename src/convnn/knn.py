@@ -47,7 +47,7 @@ def knn_search(
     Args:
         query: ``(B, N, C)``.
         key: ``(B, M, C)``.
-        k: neighbours, 1 to M, or None for every key.
+        k: neighbours, 1 to M, or None for every candidate (of ``"all"`` and of shifted windows).
         similarity: ``"cosine"``, ``"dot"``, ``"sqeuclidean"``, ``"euclidean"``, ``"spatial"`` or ``Blend(lam)``; larger
             is nearer, distances are negated.
         candidates: ``"all"``, ``Random(r)``, ``Grid(g)``, ``Window(size)``, or positions ``(r,)`` among the keys. Under
@@ -154,7 +154,7 @@ def knn_aggregate(
         value: ``(B, M, C_in)``.
         weight: ``(C_out, C_in/groups, k)``, or None for unit weights.
         bias: ``(C_out,)``.
-        k: neighbours, or None for every key that is not masked.
+        k: neighbours, or None for every candidate that is not masked.
         weighting: as in ``knn_gather``, and so are ``temperature``, ``groups``, ``dropout_p``.
         temperature: see ``knn_gather``.
         groups: see ``knn_gather``.

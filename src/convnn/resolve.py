@@ -51,24 +51,27 @@ def resolve(
     if query_index is None and query.shape[1] == key.shape[1]:
         query_index = Lattice((0,) * len(keys_grid), keys_grid, (1,) * len(keys_grid))
     elif query_index is not None:
-        checks.query_index(query_index, query.shape[1], keys_grid)
+        checks.query_index(query_index, query.shape[1], keys_grid, device=key.device)
     checks.candidates(candidates)
     if generator is not None:
         checks.generator(generator, candidates)
     drawn = _draw(candidates, keys_grid, key, generator)
     if key_padding_mask is not None:
         checks.key_padding_mask(key_padding_mask, key)
+        checks.some_key_left(key_padding_mask)
+    if scale is not None and similarity != "dot":
+        raise invalid("scale", "None unless similarity is 'dot'", scale, "leave it out, or use similarity='dot'")
     if query_index is None:
         _check_positions_unneeded(similarity, drawn, include_self)
     sampled = isinstance(drawn, Grid | Tensor) and query_index is not None
-    count = key.shape[1] if k is None else checks.whole("k", k)
+    count = _every(drawn, keys_grid) if k is None else checks.whole("k", k)
     _check_enough(count, drawn, keys_grid, query, sampled=sampled)
     return Search(
-        query=query, key=key, k=count, every=k is None, similarity=similarity,
+        query=query, key=key, k=count, every=k is None and isinstance(drawn, str), similarity=similarity,
         scale=query.shape[2] ** -0.5 if scale is None else checks.number("scale", scale),
-        candidates=drawn, include_self=bool(include_self) or sampled, grid=keys_grid, query_index=query_index,
-        key_padding_mask=key_padding_mask, need_similarity=True,
-        deterministic=deterministic or torch.are_deterministic_algorithms_enabled(),
+        candidates=drawn, include_self=checks.flag("include_self", include_self) or sampled, grid=keys_grid,
+        query_index=query_index, key_padding_mask=key_padding_mask, need_similarity=True,
+        deterministic=checks.flag("deterministic", deterministic) or torch.are_deterministic_algorithms_enabled(),
     )  # fmt: skip
 
 
@@ -85,6 +88,16 @@ def _draw(
     if isinstance(candidates, Grid) and candidates.g > min(grid):
         return "all"
     return candidates
+
+
+def _every(candidates: Literal["all"] | Grid | Window | Tensor, grid: tuple[int, ...]) -> int:
+    """Return the k that ``None`` stands for: every candidate, where all queries have as many."""
+    if isinstance(candidates, str):
+        return math.prod(grid)
+    if isinstance(candidates, Window) and candidates.border == "shift":
+        return math.prod(candidates.per_axis(len(grid))[0])
+    expected = "a number (queries may differ in how many candidates they have)"
+    raise invalid("k", expected, None, "give the number of neighbours")
 
 
 def _check_positions_unneeded(similarity: Similarity, candidates: object, include_self: bool) -> None:

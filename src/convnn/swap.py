@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .errors import invalid
 from .nn import (
@@ -20,9 +19,11 @@ from .nn import (
     HybridConvNN2d,
     HybridConvNN3d,
 )
+from .nn.attachments import refuse_attachments
 from .nn.from_attention import is_timm_attention
-from .nn.heads import HeadsAttention
+from .nn.heads import HEADS_OPTIONS, HeadsAttention
 from .nn.kernels import Conv, conv_geometry, kernel_radius
+from .nn.options import keywords_of
 from .types import Window
 
 _CONVNN = {nn.Conv1d: ConvNN1d, nn.Conv2d: ConvNN2d, nn.Conv3d: ConvNN3d}
@@ -30,19 +31,19 @@ _HYBRID = {nn.Conv1d: HybridConvNN1d, nn.Conv2d: HybridConvNN2d, nn.Conv3d: Hybr
 _OURS = (*_CONVNN.values(), *_HYBRID.values(), HeadsAttention, HybridAttention)
 
 
-def _keywords(*kinds: type[nn.Module]) -> frozenset[str]:
-    """The keyword-only options of layers (and k), less those that the replaced layer decides."""
-    names = {p.name for kind in kinds for p in inspect.signature(kind).parameters.values() if p.kind is p.KEYWORD_ONLY}
-    return frozenset(names | {"k"}) - {"device", "dtype"}
+# The options of each replacement, less what the replaced layer decides.
+_FIXED = frozenset({"stride", "padding", "dilation", "groups", "padding_mode", "query_margin", "device", "dtype"})
+_CONV = (keywords_of(ConvNN2d) | {"k"}) - _FIXED
+_CONV_HYBRID = (keywords_of(HybridConvNN2d) | _CONV) - _FIXED
+_ATTENTION = HEADS_OPTIONS | {"k"}
+_ATTENTION_HYBRID = HEADS_OPTIONS | {"k", "branch_ratio", "partner", "num_heads"}
 
 
-_FIXED = {"stride", "padding", "dilation", "groups", "padding_mode", "query_margin", "impl"}
-_CONV_OPTIONS = _keywords(ConvNN2d) - _FIXED | {"impl"}
-_HYBRID_OPTIONS = _keywords(HybridConvNN2d) - _FIXED | _CONV_OPTIONS
-_HEADS = frozenset(inspect.signature(HeadsAttention).parameters) - {"num_heads", "head_dim", "device", "dtype"}
-_ATTENTION_OPTIONS = _HEADS
-_HYBRID_ATTENTION_OPTIONS = _HEADS | {"branch_ratio", "partner"}
-OPTIONS = _HYBRID_OPTIONS | _HYBRID_ATTENTION_OPTIONS
+def options_for(layer: nn.Module, to: str) -> frozenset[str]:
+    """Return the names of the options that the replacement of ``layer`` takes."""
+    if conv_kind(layer) is not None:
+        return _CONV if to == "convnn" else _CONV_HYBRID
+    return _ATTENTION if to == "convnn" else _ATTENTION_HYBRID
 
 
 def is_ours(layer: nn.Module) -> bool:
@@ -62,14 +63,17 @@ def attention_kind(layer: nn.Module) -> bool:
 
 def replacement(layer: nn.Module, to: str, *, init: str, options: dict[str, Any]) -> nn.Module:
     """Make the layer that replaces ``layer``; raises ConvNNError, with the reason, where there is none."""
+    allowed = options_for(layer, to)
+    options = {name: value for name, value in options.items() if name in allowed}
     kind = conv_kind(layer)
-    if kind is None:
+    if kind is not None:
+        new = _replace_conv(layer, kind, to, init, options)
+    elif attention_kind(layer):
         make = _convnn_attention if to == "convnn" else _hybrid_attention
-        allowed = _ATTENTION_OPTIONS if to == "convnn" else _HYBRID_ATTENTION_OPTIONS
-        new = make(layer, init, {name: value for name, value in options.items() if name in allowed})
+        new = make(layer, init, options)
     else:
-        allowed = _CONV_OPTIONS if to == "convnn" else _HYBRID_OPTIONS
-        new = _replace_conv(layer, kind, to, init, {n: value for n, value in options.items() if n in allowed})
+        fix = "choose convolutions and attention layers"
+        raise invalid("layer", "a convolution or an attention layer", type(layer).__name__, fix)
     return new.train(layer.training)
 
 
@@ -102,9 +106,15 @@ def _take_kernel(new: Any, layer: Any) -> None:
         fix = f"use k={slots.shape[2]} with aggregation='standard', or init='random'"
         raise invalid("init", f"slot weights of shape {tuple(slots.shape)}, as the kernel's", got, fix)
     with torch.no_grad():
-        new.weight.copy_(slots)
-        if new.bias is not None and layer.bias is not None:
-            new.bias.copy_(layer.bias)
+        _copy(new.weight, slots, layer.weight)
+        _copy(new.bias, layer.bias, layer.bias)
+
+
+def _copy(target: nn.Parameter | None, values: Tensor | None, source: nn.Parameter | None) -> None:
+    """Copy values into a parameter, which is frozen if their source was."""
+    if target is not None and values is not None and source is not None:
+        target.copy_(values)
+        target.requires_grad_(source.requires_grad)
 
 
 def _take_slice(hybrid: Any, layer: Any) -> None:
@@ -115,9 +125,8 @@ def _take_slice(hybrid: Any, layer: Any) -> None:
         )
     share = layer.out_channels - hybrid.conv.out_channels
     with torch.no_grad():
-        hybrid.conv.weight.copy_(layer.weight[share:])
-        if layer.bias is not None and hybrid.conv.bias is not None:
-            hybrid.conv.bias.copy_(layer.bias[share:])
+        _copy(hybrid.conv.weight, layer.weight[share:], layer.weight)
+        _copy(hybrid.conv.bias, None if layer.bias is None else layer.bias[share:], layer.bias)
         nn.init.dirac_(hybrid.mix.weight)
         nn.init.zeros_(hybrid.mix.bias)
 
@@ -125,14 +134,11 @@ def _take_slice(hybrid: Any, layer: Any) -> None:
 def _convnn_attention(layer: nn.Module, init: str, options: dict[str, Any]) -> nn.Module:
     options = {"k": 9, "aggregation": "depthwise", **options}
     kind = ConvNNMultiheadAttention if isinstance(layer, nn.MultiheadAttention) else ConvNNAttention
-    new = kind.from_attention(layer, **options)  # type: ignore[arg-type]
+    new: Any = kind.from_attention(layer, **options)  # type: ignore[arg-type]
     if init == "random":
-        for part in new.modules():
-            if isinstance(part, nn.Linear):
-                part.reset_parameters()
-        if isinstance(new, ConvNNMultiheadAttention):
-            nn.init.xavier_uniform_(new.in_proj_weight)
-    return new
+        new.reset_parameters()
+    made: nn.Module = new
+    return made
 
 
 def _hybrid_attention(layer: nn.Module, init: str, options: dict[str, Any]) -> nn.Module:
@@ -142,11 +148,13 @@ def _hybrid_attention(layer: nn.Module, init: str, options: dict[str, Any]) -> n
     if init == "from_original":
         expected = "'random' for a hybrid attention (it splits the channels: no slice of it is the original's)"
         raise invalid("init", expected, init, "use init='random', or to='convnn'")
+    refuse_attachments("layer", layer)
     source: Any = layer
     if source.attn_dim != source.qkv.in_features or not isinstance(source.q_norm, nn.Identity):
         raise invalid("layer", "an Attention of the standard width, without norms", "another", "use to='convnn'")
+    options = {"num_heads": source.num_heads, **options}
     return HybridAttention(
-        source.qkv.in_features, source.num_heads, qkv_bias=source.qkv.bias is not None,
+        source.qkv.in_features, qkv_bias=source.qkv.bias is not None,
         proj_bias=source.proj.bias is not None, attn_drop=source.attn_drop.p, proj_drop=source.proj_drop.p,
         device=source.qkv.weight.device, dtype=source.qkv.weight.dtype, **options,
     )  # fmt: skip

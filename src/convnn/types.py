@@ -122,6 +122,8 @@ class Window:
             value = getattr(self, argument)
             if isinstance(value, Sequence) and not isinstance(value, str):
                 object.__setattr__(self, argument, tuple(value))
+            if isinstance(value, Sequence) and not value:
+                raise invalid(f"Window.{argument}", "one number, or one per axis", repr(value), "give at least one")
             for number in getattr(self, argument) if isinstance(value, Sequence) else (value,):
                 _whole(f"Window.{argument}", number, 1, "give one number, or one per axis")
         for number in self.size if isinstance(self.size, tuple) else (self.size,):

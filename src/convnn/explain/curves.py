@@ -22,60 +22,69 @@ class Curve(NamedTuple):
     values: Sequence[float]
 
 
-def line_chart(curves: Sequence[Curve], *, title: str, ceiling: float = 1.0) -> str:
-    """Return a chart of accuracies by epoch with its legend, as ``<figure>``; its colours are the page's ``--line-1``...
+class _Scale(NamedTuple):
+    """Where an epoch and an error stand in the chart: errors between ``least`` and ``most``, logarithmically."""
 
-    The axis shows errors on a logarithmic scale, accuracy growing upwards, so that 98 and 99 % can be told apart. Raises
-    ConvNNError without a curve.
+    epochs: int
+    least: float
+    most: float
+
+    def x(self, epoch: int) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * (epoch - 1) / max(1, self.epochs - 1)
+
+    def y(self, error: float) -> float:
+        share = math.log(min(self.most, max(self.least, error)) / self.least) / math.log(self.most / self.least)
+        return TOP + (HEIGHT - TOP - BOTTOM) * share
+
+
+def line_chart(curves: Sequence[Curve], *, title: str) -> str:
+    """Return a chart of accuracies by epoch with its legend, a ``<figure>`` in the page's colours ``--line-1``...
+
+    The axis shows errors on a logarithmic scale, accuracy growing upwards, so that 98 and 99 % can be told apart.
+    Raises ConvNNError without a curve.
 
     >>> "<svg" in line_chart([Curve("conv", [0.5, 0.9])], title="Accuracy")
     True
     """
     if not curves or not all(len(curve.values) for curve in curves):
         raise invalid("curves", "at least one curve with values", len(curves), "train at least one epoch")
-    epochs = max(len(curve.values) for curve in curves)
-    floor = 0.004
-    parts = [_grid(epochs, floor)]
+    errors = [1 - value for curve in curves for value in curve.values]
+    least = min(max(0.8 * min(errors), 0.004), 0.5)
+    scale = _Scale(max(len(curve.values) for curve in curves), least, max(1.1 * max(errors), 2 * least))
+    parts = [_grid(scale)]
     for number, curve in enumerate(curves):
-        points = " ".join(
-            f"{_x(epoch, epochs):.1f},{_y(max(ceiling - value, floor), floor):.1f}" for epoch, value in enumerate(curve.values, 1)
-        )
-        dash = DASHES[number % len(DASHES)]
-        parts.append(f'<polyline class="line" style="stroke:var(--line-{number + 1})" stroke-dasharray="{dash}" points="{points}"/>')
+        places = [f"{scale.x(e):.1f},{scale.y(1 - value):.1f}" for e, value in enumerate(curve.values, 1)]
+        parts.append(f'<polyline class="line" {_stroke(number)} points="{" ".join(places)}"/>')
     label = f"{title}: " + "; ".join(f"{curve.name} ends at {100 * curve.values[-1]:.1f} %" for curve in curves)
     svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
     return f'<figure class="chart"><figcaption>{escape(title)}</figcaption>{svg}{_legend(curves)}</figure>'
 
 
+def _stroke(number: int) -> str:
+    return f'style="stroke:var(--line-{number + 1})" stroke-dasharray="{DASHES[number % len(DASHES)]}"'
+
+
 def _legend(curves: Sequence[Curve]) -> str:
     items = []
     for number, curve in enumerate(curves):
-        dash = DASHES[number % len(DASHES)]
-        stroke = f'style="stroke:var(--line-{number + 1})" stroke-dasharray="{dash}"'
-        swatch = f'<svg viewBox="0 0 34 10" aria-hidden="true"><line class="line" x1="1" y1="5" x2="33" y2="5" {stroke}/></svg>'
-        items.append(f"<li>{swatch}{escape(curve.name)}</li>")
+        line = f'<line class="line" x1="1" y1="5" x2="33" y2="5" {_stroke(number)}/>'
+        items.append(f'<li><svg viewBox="0 0 34 10" aria-hidden="true">{line}</svg>{escape(curve.name)}</li>')
     return f'<ul class="legend">{"".join(items)}</ul>'
 
 
-def _grid(epochs: int, floor: float) -> str:
+def _grid(scale: _Scale) -> str:
     parts = []
-    for error in (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005):
-        y = _y(error, floor)
+    for error in (0.9, 0.8, 0.7, 0.6, 0.5, 0.3, 0.2, 0.1, 0.05, 0.03, 0.02, 0.01, 0.005):
+        if not scale.least <= error <= scale.most or (error > 0.5 and scale.least < 0.1):
+            continue
+        y = scale.y(error)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{100 * (1 - error):g}%</text>')
-    step = max(1, math.ceil(epochs / 6))
-    for epoch in range(step, epochs + 1, step):
-        text = f'<text class="tick" x="{_x(epoch, epochs):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{epoch}</text>'
-        parts.append(text)
+        label = f"{100 * (1 - error):g}%"
+        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
+    step = max(1, math.ceil(scale.epochs / 6))
+    for epoch in range(step, scale.epochs + 1, step):
+        place = f'x="{scale.x(epoch):.1f}" y="{HEIGHT - BOTTOM + 20}"'
+        parts.append(f'<text class="tick" {place} text-anchor="middle">{epoch}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text class="axis" x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">epoch</text>')
+    parts.append(f'<text class="axis" x="{middle}" y="{HEIGHT - 2}" text-anchor="middle">epoch</text>')
     return "".join(parts)
-
-
-def _x(epoch: int, epochs: int) -> float:
-    return LEFT + (WIDTH - LEFT - RIGHT) * (epoch - 1) / max(1, epochs - 1)
-
-
-def _y(error: float, floor: float) -> float:
-    top, bottom = math.log(floor), math.log(1.0)
-    return TOP + (HEIGHT - TOP - BOTTOM) * (math.log(min(1.0, error)) - top) / (bottom - top)

@@ -63,20 +63,25 @@ def gathered(
 
 
 def tiles_html(galleries: Sequence[Sequence[Panel]], captions: Sequence[str]) -> str:
-    """Return the HTML of the pictures: a group for every image, a tile for every network."""
-    groups = []
+    """Return the HTML of the pictures: a group for every image (the first one open), a tile for every network."""
+    groups: list[str] = []
     for panels, caption in zip(galleries, captions, strict=True):
-        tiles = "".join(_tile(panel) for panel in panels)
-        groups.append(f'<div class="digit"><h3>{html.escape(caption)}</h3><div class="tiles">{tiles}</div></div>')
+        tiles = "".join(_tile(panel, padded=not all(all(p.found.inside()) for p in panels)) for panel in panels)
+        opened = " open" if not groups else ""
+        summary = f"<summary>{html.escape(caption)}</summary>"
+        groups.append(f'<details class="digit"{opened}>{summary}<div class="tiles">{tiles}</div></details>')
     return "".join(groups)
 
 
-def _tile(panel: Panel) -> str:
-    data = base64.b64encode(tile(panel.image, panel.found, margin=1)).decode()
+def _tile(panel: Panel, *, padded: bool) -> str:
     outside = panel.found.inside().count(False)
+    margin = int(padded and not panel.found.weight)
+    data = base64.b64encode(tile(panel.image, panel.found, margin=margin)).decode()
     words = f"{panel.title}: query at row {panel.found.query[0]}, column {panel.found.query[1]}; gathers "
     words += ", ".join(f"({row}, {column})" for row, column in panel.found.places[:9])
     note = f"{panel.text}" + (f"; {outside} in the padding" if outside and panel.key != "conv" else "")
     caption = f"<b>{html.escape(panel.title)}</b>{html.escape(note)}"
-    picture = f'<img src="data:image/png;base64,{data}" width="288" height="288" loading="lazy" alt="{html.escape(words)}">'
+    picture = (
+        f'<img src="data:image/png;base64,{data}" width="288" height="288" loading="lazy" alt="{html.escape(words)}">'
+    )
     return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"

@@ -90,7 +90,9 @@ def _of_map(layer: Any, found: Neighbors, x: Tensor, query: Place) -> NeighbourM
     row = _flat(query, outputs)
     similarity, index = found.similarity[0, row], found.index[0, row]
     places = tuple((int(i) // columns - top, int(i) % columns - left) for i in index)
-    stands = tuple(q * s + m - p for q, s, m, p in zip(query, layer.stride, layer.query_margin, layer.padding, strict=True))
+    stands = tuple(
+        q * s + m - p for q, s, m, p in zip(query, layer.stride, layer.query_margin, layer.padding, strict=True)
+    )
     weight = tuple(similarity.softmax(-1).tolist()) if layer.weighting == "softmax" else ()
     return NeighbourMap(grid, (stands[0], stands[1]), places, tuple(similarity.tolist()), weight)
 
@@ -124,7 +126,8 @@ def _finder(layer: nn.Module) -> Any:
 def capture_inputs(model: nn.Module, images: Tensor) -> dict[str, tuple[nn.Module, Tensor]]:
     """Run the model once; return each layer that gathers neighbours with its input, by name, in the order of the run.
 
-    Convolutions inside a hybrid layer belong to it and are not listed. A layer that runs more than once keeps its first input.
+    Convolutions inside a hybrid layer belong to it and are not listed. A layer that runs more than once keeps its first
+    input.
     """
     caught: dict[str, tuple[nn.Module, Tensor]] = {}
     owner = ""
@@ -160,8 +163,8 @@ def neighbour_maps(model: nn.Module, image: Tensor, query: Place) -> dict[str, N
     """Return what every layer of a model gathers for one pixel of an image ``(C, H, W)``, by the layer's name.
 
     The query is the position of each layer's output that the pixel lies in. Token grids and class tokens are read from
-    the model as timm's transformers tell them (``patch_embed.grid_size``, ``num_prefix_tokens``). Layers whose kernel is a
-    single position, and those whose kernel is even (patch embeddings), gather nothing to show and are left out.
+    the model as timm's transformers tell them (``patch_embed.grid_size``, ``num_prefix_tokens``). Layers whose kernel
+    is a single position, and those whose kernel is even (patch embeddings), gather nothing to show and are left out.
 
     >>> maps = neighbour_maps(nn.Sequential(nn.Conv2d(1, 4, 3, padding=1)), torch.zeros(1, 8, 8), (2, 5))
     >>> maps["0"].query
@@ -185,7 +188,7 @@ def neighbour_maps(model: nn.Module, image: Tensor, query: Place) -> dict[str, N
 
 
 def _nearest_output(layer: nn.Module, x: Tensor, share: tuple[float, float]) -> Place:
-    """Return the output position whose query lies nearest to a place, given as a share of the map's height and width."""
+    """Return the output position nearest to a place, which is given as a share of the map's height and width."""
     finder = _finder(layer)
     inner: Any = getattr(finder, "convnn", finder)
     grid, outputs = _sizes(inner, x)

@@ -10,18 +10,20 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..errors import invalid, missing_extra
-from .neighbours import NeighbourMap
+from .neighbours import NeighbourMap, Place
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-QUERY, NEAR, FAR, INK, MUTED = "#d9480f", "#0b4f9e", "#bcd9f5", "#1f2933", "#66727f"
+QUERY, NEAR, FAR, INK, MUTED = "#d9480f", "#0b4f9e", "#9cc6ee", "#1f2933", "#66727f"
 """Orange marks the query, blue what it gathers (dark: most alike): told apart by every kind of colour vision."""
 
 
 def new_figure(width: float, height: float, *, columns: int = 1) -> tuple[Figure, Sequence[Axes]]:
-    """Return a figure of a size in inches with ``columns`` axes side by side; raises MissingExtraError without matplotlib."""
+    """Return a figure of a size in inches with ``columns`` axes side by side; raises MissingExtraError without
+    matplotlib.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -36,49 +38,93 @@ def new_figure(width: float, height: float, *, columns: int = 1) -> tuple[Figure
 def draw_neighbours(axes: Axes, image: Tensor, found: NeighbourMap, *, margin: int = 0) -> None:
     """Draw an image ``(H, W)`` and on it the query and what it gathers.
 
-    Every neighbour is a blue square with its slot's number, the darker the more similar; where the layer takes a
-    softmax, the darker the larger its weight. ``margin`` shows that many pixels of padding around the image. Raises ConvNNError
-    for an image that is not ``(H, W)``.
+    Every neighbour has a blue frame and its slot's number, the darker the more similar; where the layer takes a
+    softmax, the darker the larger its weight. ``margin`` shows that many pixels of padding around the image. Raises
+    ConvNNError for an image that is not ``(H, W)``.
     """
-    from matplotlib.colors import LinearSegmentedColormap
-    from matplotlib.patches import Rectangle
-
     if image.dim() != 2:
         raise invalid("image", "one grey image (H, W)", tuple(image.shape), "take the mean over its channels")
     height, width = image.shape
-    axes.imshow(image.numpy(), cmap="gray_r", extent=(0, width, height, 0), interpolation="nearest", alpha=0.82)
-    axes.set(xlim=(-margin, width + margin), ylim=(height + margin, -margin), xticks=[], yticks=[])
+    axes.imshow(image.numpy(), cmap="gray_r", extent=(0, width, height, 0), interpolation="nearest", alpha=0.85)
+    axes.set(
+        xlim=(-margin - 0.1, width + margin + 0.1), ylim=(height + margin + 0.1, -margin - 0.1), xticks=[], yticks=[]
+    )
     for spine in axes.spines.values():
         spine.set_visible(False)
+    _outline(axes, (height, width), margin)
+    cell = (height / found.grid[0], width / found.grid[1])
+    point = 72 * axes.get_window_extent().height / axes.figure.dpi / (height + 2 * margin + 0.2)
+    for slot, (place, shade) in enumerate(zip(found.places, shading(found), strict=True), 1):
+        _mark(axes, place, cell, shade=shade, number=str(slot) if len(found.places) <= 25 else "", point=point)
+    _frame(axes, found.query, cell, colour=QUERY, width=0.115 * point)
+
+
+def _outline(axes: Axes, size: tuple[int, int], margin: int) -> None:
+    """Draw the border of the image, and around it the padding's."""
+    from matplotlib.patches import Rectangle
+
+    style: dict[str, Any] = {"fill": False, "edgecolor": MUTED, "linewidth": 0.8}
+    axes.add_patch(Rectangle((0, 0), size[1], size[0], **style))
     if margin:
-        outline = {"fill": False, "edgecolor": MUTED, "linewidth": 0.8}
-        axes.add_patch(Rectangle((0, 0), width, height, **outline))
-        axes.add_patch(Rectangle((-margin, -margin), width + 2 * margin, height + 2 * margin, linestyle=":", **outline))
-    shades = LinearSegmentedColormap.from_list("near", [FAR, NEAR])
-    tall, wide = height / found.grid[0], width / found.grid[1]
-    numbered = len(found.places) <= 16
-    for slot, ((row, column), shade) in enumerate(zip(found.places, shading(found), strict=True), 1):
-        style: dict[str, Any] = {"facecolor": shades(shade), "edgecolor": "white", "linewidth": 0.9, "alpha": 0.86}
-        axes.add_patch(Rectangle((column * wide, row * tall), wide, tall, **style))
-        if numbered:
-            size = 72 * axes.get_window_extent().height / axes.figure.dpi / (height + 2 * margin) * 0.46 * min(tall, 1.4)
-            colour = "white" if shade > 0.42 else INK
-            where = ((column + 0.5) * wide, (row + 0.53) * tall)
-            axes.text(*where, str(slot), ha="center", va="center", color=colour, size=size, weight="bold")
-    row, column = found.query
-    box = Rectangle((column * wide, row * tall), wide, tall, fill=False, edgecolor=QUERY, linewidth=3.2, joinstyle="round")
-    axes.add_patch(box)
+        outer = Rectangle(
+            (-margin, -margin), size[1] + 2 * margin, size[0] + 2 * margin, linestyle=(0, (1, 2)), **style
+        )
+        axes.add_patch(outer)
+
+
+def _mark(axes: Axes, place: Place, cell: tuple[float, float], *, shade: float, number: str, point: float) -> None:
+    """Mark a neighbour: a tint over its pixels, which stay visible, and its slot's number on a disc."""
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.patches import Circle, Rectangle
+
+    colour = LinearSegmentedColormap.from_list("near", [FAR, NEAR])(shade)
+    tall, wide = cell
+    corner = (place[1] * wide, place[0] * tall)
+    axes.add_patch(Rectangle(corner, wide, tall, facecolor=colour, alpha=0.45, edgecolor="none"))
+    _frame(axes, place, cell, colour=colour, width=0.085 * point)
+    if number:
+        middle = (corner[0] + wide / 2, corner[1] + tall / 2)
+        axes.add_patch(Circle(middle, 0.335, facecolor=colour, edgecolor="none", zorder=3))
+        ink = "white" if shade > 0.42 else INK
+        place_of = (middle[0], middle[1] + 0.02)
+        size = point * (0.44 if len(number) == 1 else 0.38)
+        axes.text(*place_of, number, ha="center", va="center_baseline", color=ink, size=size, weight="bold", zorder=4)
+
+
+def _frame(axes: Axes, place: Place, cell: tuple[float, float], *, colour: Any, width: float) -> None:
+    """Draw a frame just inside a position's pixels, ``width`` points wide."""
+    from matplotlib.patches import Rectangle
+
+    tall, wide = cell
+    inset = 0.07
+    corner = (place[1] * wide + inset, place[0] * tall + inset)
+    size = (wide - 2 * inset, tall - 2 * inset)
+    axes.add_patch(
+        Rectangle(
+            corner,
+            *size,
+            fill=False,
+            edgecolor=colour,
+            linewidth=width,
+            joinstyle="round",
+            zorder=2 if colour != QUERY else 5,
+        )
+    )
 
 
 def shading(found: NeighbourMap) -> list[float]:
     """Return each neighbour's shade in [0, 1]: its weight, or else its similarity, from the least to the largest.
 
-    >>> shading(NeighbourMap((2, 2), (0, 0), ((0, 0), (0, 1), (1, 0)), (1.0, 0.5, 0.0)))
-    [1.0, 0.5, 0.0]
+    The query itself, alike to itself beyond all others, does not count for the range, or the others would look the
+    same.
+
+    >>> shading(NeighbourMap((2, 2), (0, 0), ((0, 0), (0, 1), (1, 0), (1, 1)), (9.0, 1.0, 0.5, 0.0)))
+    [1.0, 1.0, 0.5, 0.0]
     """
     values = found.weight or found.similarity
-    low, high = min(values), max(values)
-    return [1.0 if high == low else (value - low) / (high - low) for value in values]
+    others = [value for value, place in zip(values, found.places, strict=True) if place != found.query] or list(values)
+    low, high = min(others), max(others)
+    return [1.0 if high == low else min(1.0, max(0.0, (value - low) / (high - low))) for value in values]
 
 
 def png(figure: Figure, *, dpi: int = 100, transparent: bool = True) -> bytes:
@@ -105,7 +151,7 @@ def spectrum_picture(image: Tensor, maps: Sequence[tuple[str, str, NeighbourMap]
         raise invalid("maps", "at least one layer", "none", "pass (title, text, NeighbourMap) for each")
     count = len(maps)
     figure, axes = new_figure(2.75 * count, 4.0, columns=count)
-    figure.subplots_adjust(left=0.012, right=0.988, bottom=0.155, top=0.83, wspace=0.05)
+    figure.subplots_adjust(left=0.012, right=0.988, bottom=0.145, top=0.84, wspace=0.06)
     for panel, (title, text, found) in zip(axes, maps, strict=True):
         draw_neighbours(panel, image, found, margin=1)
         panel.set_title(f"{title}\n", color=INK, size=14.5, weight="bold", pad=1)

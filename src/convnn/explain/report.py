@@ -34,7 +34,7 @@ def write_report(
         MissingExtraError: matplotlib is not installed.
     """
     rows = {row["key"]: row for row in results["rows"]}
-    chosen = choose_digits(images, labels)
+    chosen = choose_digits(images, labels)[: 1 if results["quick"] else None]
     galleries = [gathered(models, rows, images[i], choose_query(images[i, 0])) for i in chosen]
     captions = [f"A test image of a {int(labels[i])}" for i in chosen]
     (out / "report.html").write_text(page(results, tiles_html(galleries, captions)), encoding="utf-8")
@@ -55,16 +55,18 @@ def page(results: Mapping[str, Any], pictures: str) -> str:
         notice=parts.notice(results),
         facts=parts.facts(results),
         pictures=pictures,
+        padding_key='<li><i class="pad"></i>zero padding around the image</li>' if "padding" in pictures else "",
         counts=parts.counts(results),
         table=parts.table(results),
         reading=parts.reading(results),
         curve_words=f", mean of {len(results['seeds'])} seeds" if len(results["seeds"]) > 1 else "",
         charts=parts.charts(results),
-        test_images=results["images"]["test"],
+        compared=results["compared"],
         identities=parts.identities(results),
         trained_same=parts.trained_same(results),
         how=parts.how(results),
         provenance="".join(
-            f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>" for name, value in results["provenance"].items()
+            f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>"
+            for name, value in results["provenance"].items()
         ),
     )

@@ -106,7 +106,8 @@ def _choose(problem: Search, scores: Tensor, table: _Table, own: Tensor | None) 
     batch, take_self = problem.query.shape[0], problem.include_self and own is not None
     excluded = _excluded(problem, table, own if take_self else None)
     if excluded is not None:
-        _check_enough(problem, ~excluded, scores.shape[-1], 1 if problem.every else problem.k - take_self)
+        if not problem.every:  # then the mask is not to reduce k, and was checked to leave a key
+            _check_enough(problem, ~excluded, scores.shape[-1], problem.k - take_self)
         scores = select.exclude(scores, excluded)
     places = select.top(scores, problem.k - take_self, deterministic=problem.deterministic)
     if problem.similarity == "spatial":

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..types import Gather, Lattice, Search, Window
+from ..stages.geometry import whole_window
+from ..types import Gather, Lattice, Search
 
 
 def cannot_convolve(problem: Search, aggregation: Gather) -> str | None:
@@ -22,23 +21,10 @@ def cannot_convolve(problem: Search, aggregation: Gather) -> str | None:
         return "the queries are not known to stand on a lattice"
     if len(problem.grid) > 3:
         return "there are convolutions of up to 3 axes"
-    kernel = _kernel(problem)
+    kernel = whole_window(problem.candidates, problem.k, len(problem.grid))
     if kernel is None:
         return "the neighbours are not one whole window"
     return None if _fits(problem, problem.query_index, *kernel) else "at the border the window is not whole"
-
-
-def _kernel(problem: Search) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """The kernel size and dilation that the neighbours fill completely, if there is one."""
-    dims, k = len(problem.grid), problem.k
-    if isinstance(problem.candidates, Window):
-        size, dilation = problem.candidates.per_axis(dims)
-        return (size, dilation) if math.prod(size) == k else None
-    if problem.candidates == "all":
-        side = round(k ** (1 / dims))
-        if side**dims == k and side % 2:
-            return (side,) * dims, (1,) * dims
-    return None
 
 
 def _fits(problem: Search, lattice: Lattice, size: tuple[int, ...], dilation: tuple[int, ...]) -> bool:
@@ -52,7 +38,7 @@ def _fits(problem: Search, lattice: Lattice, size: tuple[int, ...], dilation: tu
 
 def convolve(problem: Search, aggregation: Gather) -> Tensor:
     """Run the native convolution on the map that the tokens ``(B, M, C)`` are a view of."""
-    kernel, lattice = _kernel(problem), problem.query_index
+    kernel, lattice = whole_window(problem.candidates, problem.k, len(problem.grid)), problem.query_index
     if kernel is None or not isinstance(lattice, Lattice) or aggregation.weight is None:
         raise ValueError(cannot_convolve(problem, aggregation))
     size, dilation = kernel

@@ -63,7 +63,8 @@ def swap_layers(
 
     Swapped are attention, and convolutions with a kernel above 1 and stride 1. ``init`` is that of ``convnn.convert``;
     ``"default"`` starts from the original's weights where the layer is named for what it recovers (spatial, knn), and
-    from random ones elsewhere. Raises ConvNNError for an unknown name, and when the model has nothing that could be swapped.
+    from random ones elsewhere. Raises ConvNNError for an unknown name, and when the model has nothing that could be
+    swapped.
 
     >>> swap_layers(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1)), "hybrid", k=5)[0].convnn.k
     5
@@ -75,7 +76,11 @@ def swap_layers(
     swap = LAYERS[layer]
     if swap.to is None:
         return model
-    kinds = {"convolutions": _CONVOLUTIONS, "attention": attention_types(), "both": (*_CONVOLUTIONS, *attention_types())}
+    kinds = {
+        "convolutions": _CONVOLUTIONS,
+        "attention": attention_types(),
+        "both": (*_CONVOLUTIONS, *attention_types()),
+    }
     chosen = kinds[swap.of]
     if not any(_swappable(module, chosen) for module in model.modules()):
         what = "convolutions of kernel > 1 and stride 1" if swap.of == "convolutions" else "attention"
@@ -104,5 +109,7 @@ def _swappable(module: nn.Module, chosen: tuple[type[nn.Module], ...]) -> bool:
 
 
 def _other(swap: Swap) -> str:
+    if swap.of == "both":
+        return "use another model"
     names = [name for name, other in LAYERS.items() if other.to is not None and other.of not in (swap.of, "both")]
-    return f"use one of {', '.join(map(repr, names))}, or another model" if names else "use another model"
+    return f"use one of {', '.join(map(repr, names))}, or another model"

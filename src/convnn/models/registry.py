@@ -49,7 +49,7 @@ def check_model(name: str) -> None:
     if name in MODELS:
         return
     known = list_models()
-    if name.split(".")[0] in known:
+    if name.split(".", maxsplit=1)[0] in known:
         return
     if len(known) == len(MODELS):
         raise missing_extra("timm", "vision")
@@ -80,7 +80,8 @@ def create_model(
 ) -> nn.Module:
     """Build a model by name: one of ours, or one of timm's.
 
-    Raises ConvNNError for a name that does not exist and for ``pretrained`` with one of ours, which have no such weights.
+    Raises ConvNNError for a name that does not exist and for ``pretrained`` with one of ours, which have no such
+    weights.
 
     >>> create_model("small_cnn", num_classes=10, in_channels=1).head
     Linear(in_features=32, out_features=10, bias=True)

@@ -45,8 +45,8 @@ def small_transformer(
 ) -> nn.Module:
     """Build timm's VisionTransformer at a small size: 4 heads, no class token, average pooling.
 
-    x ``(B, in_channels, image_size, image_size)`` -> logits ``(B, num_classes)``. Raises ConvNNError when the patches do not
-    tile the image or the heads do not divide the width, MissingExtraError without timm.
+    x ``(B, in_channels, image_size, image_size)`` -> logits ``(B, num_classes)``. Raises ConvNNError when the patches
+    do not tile the image or the heads do not divide the width, MissingExtraError without timm.
     """
     if image_size % patch:
         raise invalid("patch", f"a divisor of image_size = {image_size}", patch, "change one of the two")

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from .. import checks
 from ..types import Neighbors
 from .from_attention import from_multihead, from_timm
-from .heads import HeadsAttention, check_heads, refuse_attn_mask
-from .options import check_input, options_repr
+from .heads import HEADS_OPTIONS, HeadsAttention, check_heads, refuse_attn_mask, reset_children
+from .options import check_input, check_options, options_repr
 
 
 class ConvNNAttention(HeadsAttention):
     """Self-attention to the k most similar tokens, with learned slot weights; drop-in for timm's ``Attention``.
 
     ``k=None`` with ``aggregation="sum"`` is standard attention, ``k < N`` with ``"sum"`` k-NN attention (KVT), and
-    ``"depthwise"`` weights every slot, by one at the start (method, section 8).
+    ``"depthwise"`` weights every slot, by one at the start.
 
     Args:
         dim: C, the width of a token.
@@ -72,6 +72,7 @@ class ConvNNAttention(HeadsAttention):
         dtype: torch.dtype | None = None,
         **options: Any,
     ) -> None:
+        check_options(options, HEADS_OPTIONS)
         head_dim = (
             check_heads(dim, num_heads) if attn_head_dim is None else checks.whole("attn_head_dim", attn_head_dim)
         )
@@ -79,14 +80,20 @@ class ConvNNAttention(HeadsAttention):
         super().__init__(checks.whole("num_heads", num_heads), head_dim, k, **factory, **options)
         self.dim, self.attn_dim = checks.whole("dim", dim), num_heads * head_dim
         norm: Any = nn.LayerNorm if norm_layer is None else norm_layer
-        self.qkv = nn.Linear(dim, 3 * self.attn_dim, bias=qkv_bias, **factory)
+        self.qkv = nn.Linear(dim, 3 * self.attn_dim, bias=checks.flag("qkv_bias", qkv_bias), **factory)
         self.q_norm: nn.Module = norm(head_dim, **factory) if qk_norm else nn.Identity()
         self.k_norm: nn.Module = norm(head_dim, **factory) if qk_norm else nn.Identity()
-        self.attn_drop = nn.Dropout(attn_drop)
+        self.attn_drop = nn.Dropout(checks.chance("attn_drop", attn_drop))
         self.norm: nn.Module = norm(self.attn_dim, **factory) if scale_norm else nn.Identity()
         self.gate = None
-        self.proj = nn.Linear(self.attn_dim, dim_out or dim, bias=proj_bias, **factory)
-        self.proj_drop = nn.Dropout(proj_drop)
+        dim_out = dim if dim_out is None else checks.whole("dim_out", dim_out)
+        self.proj = nn.Linear(self.attn_dim, dim_out, bias=checks.flag("proj_bias", proj_bias), **factory)
+        self.proj_drop = nn.Dropout(checks.chance("proj_drop", proj_drop))
+
+    def reset_parameters(self) -> None:
+        """Initialise every parameter anew, as the constructor does."""
+        reset_children(self)
+        self.reset_slots()
 
     @classmethod
     def from_attention(cls, attention: nn.Module, k: int | None = None, **options: Any) -> Self:
@@ -148,9 +155,17 @@ class ConvNNAttention(HeadsAttention):
         return self.q_norm(query), self.k_norm(key), value
 
     def extra_repr(self) -> str:
-        """Write the call that makes this layer."""
-        return (
-            f"{self.dim}, num_heads={self.num_heads}, k={self.k}"
-            + options_repr({"include_self": (self.include_self, False)})
-            + self._neighbor_repr("dot", "softmax", "depthwise")
-        )
+        """Write the call that makes this layer (the norms and the gate stand below it)."""
+        own = {
+            "attn_head_dim": (self.head_dim, self.dim // self.num_heads),
+            "dim_out": (self.proj.out_features, self.dim),
+            "qkv_bias": (self.qkv.bias is not None, False),
+            "qk_norm": (not isinstance(self.q_norm, nn.Identity), False),
+            "scale_norm": (not isinstance(self.norm, nn.Identity), False),
+            "proj_bias": (self.proj.bias is not None, True),
+            "attn_drop": (self.attn_drop.p, 0.0),
+            "proj_drop": (self.proj_drop.p, 0.0),
+            "include_self": (self.include_self, False),
+        }
+        call = f"{self.dim}, num_heads={self.num_heads}, k={self.k}" + options_repr(own)
+        return call + self._neighbor_repr("dot", "softmax", "depthwise")

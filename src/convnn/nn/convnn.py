@@ -27,7 +27,7 @@ from .options import (
 
 
 class _ConvNN(NeighborLayer):
-    """The k nearest tokens of every position of a map, aggregated by one matrix per slot (method, section 8).
+    """The k nearest tokens of every position of a map, aggregated by one matrix per slot.
 
     Takes what ``nn.Conv*d`` takes (``k`` in the place of the kernel size) and answers with the same kind of map; every
     position is a token. The queries are the input's own positions (every ``stride``-th); what ``padding`` adds around
@@ -58,12 +58,10 @@ class _ConvNN(NeighborLayer):
         temperature: the similarities' divisor under ``"softmax"``.
         scale: the factor of ``"dot"``; ``1/sqrt(C_in)`` if left out.
         impl: ``"auto"``, or the implementation to run.
-        device: as in ``nn.Conv*d``.
-        dtype: as in ``nn.Conv*d``.
+        device, dtype: as in ``nn.Conv*d``.
 
     Shapes:
-        Input ``(B, C_in, *grid)`` or ``(C_in, *grid)``; output the same with C_out
-        and ``ceil(size / stride)`` per axis.
+        Input ``(B, C_in, *grid)`` or ``(C_in, *grid)``; output with C_out and ``ceil(size / stride)`` per axis.
         ``weight`` ``(C_out, C_in/groups, k)``, ``bias`` ``(C_out,)``.
 
     Raises:
@@ -111,7 +109,7 @@ class _ConvNN(NeighborLayer):
         dtype: torch.dtype | None = None,
     ) -> None:
         if include_self is None:
-            include_self = similarity != "spatial"
+            include_self = not isinstance(similarity, str) or similarity != "spatial"
         super().__init__(k, similarity=similarity, candidates=candidates, include_self=include_self,
                          weighting=weighting, aggregation=aggregation, temperature=temperature, scale=scale,
                          impl=impl)  # fmt: skip
@@ -126,8 +124,9 @@ class _ConvNN(NeighborLayer):
         self.padding_mode = padding_mode
         self.unshuffle = checks.whole("unshuffle", unshuffle)
         self.shuffle = checks.whole("shuffle", shuffle)
-        self.projection, self.value_coordinates = bool(projection), bool(value_coordinates)
-        self.has_bias = bool(bias) and aggregation != "sum"
+        self.projection = checks.flag("projection", projection)
+        self.value_coordinates = checks.flag("value_coordinates", value_coordinates)
+        self.has_bias = checks.flag("bias", bias) and aggregation != "sum"
         self._make_parameters({"device": device, "dtype": dtype})
         self.reset_parameters()
 
@@ -188,16 +187,17 @@ class _ConvNN(NeighborLayer):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, C_in, *grid)`` (or without B) to ``(B, C_out, *grid')``, in the input's memory format."""
         unbatched = self._check_input(x)
-        if unbatched:
-            x = x.unsqueeze(0)
+        x = x.unsqueeze(0) if unbatched else x
         query, key, value, place = self._tokens(x)
         out = knn_aggregate(query, key, value, self.weight, self.bias, k=self.k, groups=self._groups(value),
                             impl=self.impl, **place, **self._search_options(), **self._weighting_options())  # fmt: skip
         if self.pointwise is not None:
             out = self.pointwise(out)
         lattice: Lattice = place["query_index"]
-        y = geometry.to_map(out, lattice.shape, geometry.memory_format_of(x))
-        y = geometry.pixel_shuffle(y, self.shuffle)
+        memory_format = geometry.memory_format_of(x)
+        y = geometry.to_map(out, lattice.shape, memory_format)
+        if self.shuffle > 1:
+            y = geometry.pixel_shuffle(y, self.shuffle).contiguous(memory_format=memory_format)
         return y.squeeze(0) if unbatched else y
 
     def neighbors(self, x: Tensor) -> Neighbors:
@@ -215,9 +215,7 @@ class _ConvNN(NeighborLayer):
             >>> convnn.ConvNN2d(4, 4, k=3).neighbors(torch.randn(1, 4, 5, 5)).index.shape
             torch.Size([1, 25, 3])
         """
-        if self._check_input(x):
-            x = x.unsqueeze(0)
-        query, key, _, place = self._tokens(x)
+        query, key, _, place = self._tokens(x.unsqueeze(0) if self._check_input(x) else x)
         impl = self.impl if self.impl == "reference" else "auto"
         return knn_search(query, key, self.k, impl=impl, **place, **self._search_options())
 
@@ -258,10 +256,11 @@ class _ConvNN(NeighborLayer):
         return value.shape[2] // self.weight.shape[1]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Accept a convolution's weight ``(C_out, C_in/groups, *kernel)`` where the slots are that kernel's."""
+        """Accept a convolution's weight ``(C_out, C_in/groups, *kernel)`` where the slots are that very kernel's."""
         weight = state_dict.get(prefix + "weight")
-        in_raster_order = self.similarity == "spatial" and not self.include_self
-        if isinstance(weight, Tensor) and self.dims > 1 and weight.dim() == self.dims + 2 and in_raster_order:
+        in_raster_order = self.similarity == "spatial" and not self.include_self and self.k is not None
+        window = geometry.whole_window(self.candidates, self.k or 1, self.dims) if in_raster_order else None
+        if isinstance(weight, Tensor) and window is not None and tuple(weight.shape[2:]) == window[0]:
             state_dict = {**state_dict, prefix + "weight": weight.flatten(2)}
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 

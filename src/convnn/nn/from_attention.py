@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import invalid
+from .attachments import refuse_attachments
 
 
 def is_timm_attention(module: nn.Module) -> bool:
@@ -28,6 +29,7 @@ def from_timm(
     if not is_timm_attention(attention):
         fix = "other attention modules compute another function; copy their qkv and proj weights by hand"
         raise invalid("attention", "timm's Attention or an nn.MultiheadAttention", type(attention).__name__, fix)
+    refuse_attachments("attention", attention)
     source: Any = attention
     layer: Any = kind(
         source.qkv.in_features, source.num_heads, k, attn_head_dim=source.head_dim, dim_out=source.proj.out_features,
@@ -71,6 +73,11 @@ def check_multihead(attention: object) -> None:
     """Refuse what is no ``nn.MultiheadAttention``, or one with extra keys or foreign widths."""
     if not isinstance(attention, nn.MultiheadAttention):
         raise invalid("attention", "an nn.MultiheadAttention", type(attention).__name__, "pass one")
+    refuse_attachments("attention", attention)
+    if type(attention).forward is not nn.MultiheadAttention.forward:
+        fix = "replace it by a plain one first"
+        expected = "nn.MultiheadAttention itself, not a subclass with its own forward"
+        raise invalid("attention", expected, type(attention).__name__, fix)
     if not attention._qkv_same_embed_dim:
         raise invalid(
             "attention", "kdim = vdim = embed_dim", (attention.kdim, attention.vdim), "project keys and values first"

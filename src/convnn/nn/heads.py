@@ -9,7 +9,7 @@ from .. import checks
 from ..errors import invalid
 from ..knn import knn_aggregate, knn_search
 from ..types import Candidates, Neighbors, Similarity, Weighting
-from .options import NeighborLayer, init_like_conv
+from .options import NeighborLayer, init_like_conv, keywords_of
 
 
 class HeadsAttention(NeighborLayer):
@@ -49,7 +49,11 @@ class HeadsAttention(NeighborLayer):
             self.weight = nn.Parameter(torch.empty(head_dim, width, self.k or 1, device=device, dtype=dtype))
         if aggregation == "depthwise_separable":
             self.pointwise = nn.Linear(head_dim, head_dim, bias=False, device=device, dtype=dtype)
-        if self.weight is not None and aggregation == "standard":
+        self.reset_slots()
+
+    def reset_slots(self) -> None:
+        """Initialise the slot weights: one (a plain sum), or as ``nn.Conv1d`` does where they mix channels."""
+        if self.weight is not None and self.aggregation == "standard":
             init_like_conv(self.weight, None)
         elif self.weight is not None:
             nn.init.ones_(self.weight)
@@ -60,7 +64,7 @@ class HeadsAttention(NeighborLayer):
         groups = 1 if self.weight is None else value.shape[-1] // self.weight.shape[1]
         out = knn_aggregate(
             query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), self.weight, k=self.k, groups=groups,
-            dropout_p=dropout_p if self.training else 0.0, impl=self.impl, key_padding_mask=self._per_head(mask),
+            dropout_p=dropout_p if self.training else 0.0, impl=self.impl, key_padding_mask=self._per_head(mask, key),
             **self._search_options(), **self._weighting_options(),
         )  # fmt: skip
         if self.pointwise is not None:
@@ -72,11 +76,18 @@ class HeadsAttention(NeighborLayer):
         batch, heads = query.shape[:2]
         impl = self.impl if self.impl == "reference" else "auto"
         found = knn_search(query.flatten(0, 1), key.flatten(0, 1), self.k, impl=impl,
-                           key_padding_mask=self._per_head(mask), **self._search_options())  # fmt: skip
+                           key_padding_mask=self._per_head(mask, key), **self._search_options())  # fmt: skip
         return Neighbors(*(part.unflatten(0, (batch, heads)) for part in found))
 
-    def _per_head(self, mask: Tensor | None) -> Tensor | None:
-        return None if mask is None else mask.repeat_interleave(self.num_heads, dim=0)
+    def _per_head(self, mask: Tensor | None, key: Tensor) -> Tensor | None:
+        if mask is None:
+            return None
+        checks.key_padding_mask(mask, key.transpose(1, 2))
+        return mask.repeat_interleave(self.num_heads, dim=0)
+
+
+# What the layers take as keywords besides their own.
+HEADS_OPTIONS = keywords_of(HeadsAttention) - {"device", "dtype"}
 
 
 def check_heads(dim: int, num_heads: int, argument: str = "dim") -> int:
@@ -86,6 +97,14 @@ def check_heads(dim: int, num_heads: int, argument: str = "dim") -> int:
     if dim % num_heads:
         raise invalid("num_heads", f"a divisor of {argument} = {dim}", num_heads, "choose such a number")
     return dim // num_heads
+
+
+def reset_children(layer: nn.Module) -> None:
+    """Initialise every child that can be, as it does itself."""
+    for child in layer.children():
+        reset = getattr(child, "reset_parameters", None)
+        if callable(reset):
+            reset()
 
 
 def refuse_attn_mask(attn_mask: Tensor | None, is_causal: bool) -> None:

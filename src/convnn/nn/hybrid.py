@@ -10,10 +10,20 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..errors import invalid
+from ..stages import geometry
 from ..types import Neighbors
 from .convnn import ConvNN1d, ConvNN2d, ConvNN3d
 from .kernels import Conv, kernel_radius, odd_kernel, resolve_padding
-from .options import PADDING_MODES, check_input, options_repr, per_axis, simplest
+from .options import (
+    PADDING_MODES,
+    check_input,
+    check_options,
+    given_repr,
+    keywords_of,
+    options_repr,
+    per_axis,
+    simplest,
+)
 
 
 def branch_share(branch_ratio: float, channels: int) -> int:
@@ -94,13 +104,16 @@ class _HybridConvNN(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
+        check_options(options, CONVNN_OPTIONS)
         self.in_channels = checks.whole("in_channels", in_channels)
         self.out_channels = checks.whole("out_channels", out_channels)
         self.groups = checks.whole("groups", groups)
         self.kernel_size = odd_kernel("kernel_size", kernel_size, self.dims)
         self.stride = per_axis("stride", stride, self.dims, at_least=1)
         self.dilation = per_axis("dilation", dilation, self.dims, at_least=1)
-        self.branch_ratio = branch_ratio
+        self.branch_ratio, self.k = branch_ratio, k
+        self.bias, self.convnn_bias, self.padding_mode = checks.flag("bias", bias), convnn_bias, padding_mode
+        self._options = given_repr(options)
         checks.name("padding_mode", padding_mode, PADDING_MODES)
         share = branch_share(branch_ratio, out_channels)
         radius = kernel_radius(self.kernel_size, self.dilation)
@@ -110,15 +123,18 @@ class _HybridConvNN(nn.Module):
                                   "device": device, "dtype": dtype}  # fmt: skip
         self.convnn_channels = in_channels if groups == 1 else in_channels // groups * self.convnn_groups
         conv_channels = in_channels if groups == 1 else in_channels - self.convnn_channels
-        self.convnn = self.conv = None
-        if share:
-            patches = options.get("unshuffle", 1) != 1 or options.get("shuffle", 1) != 1
-            self._check_patches(options, patches)
-            self.convnn = self.convnn_type(
-                self.convnn_channels, share, k, groups=max(self.convnn_groups, 1),
-                bias=bias if convnn_bias is None else convnn_bias, query_margin=None if patches else radius,
-                **shared, **options,
-            )  # fmt: skip
+        self.conv = None
+        patches = options.get("unshuffle", 1) != 1 or options.get("shuffle", 1) != 1
+        self._check_patches(options, patches)
+        # A branch of no channels is made on the meta device and dropped: its options are checked all the same.
+        unused = {} if share else {"device": "meta"}
+        convnn = self.convnn_type(
+            self.convnn_channels or in_channels, share or out_channels, k,
+            groups=self.convnn_groups if share and groups > 1 else 1,
+            bias=bias if convnn_bias is None else convnn_bias, query_margin=None if patches else radius,
+            **{**shared, **unused}, **options,
+        )  # fmt: skip
+        self.convnn = convnn if share else None
         if share < out_channels:
             convolution: Any = self.conv_type
             self.conv = convolution(
@@ -149,8 +165,7 @@ class _HybridConvNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, C_in, *grid)`` (or without B) to ``(B, C_out, *grid')``."""
-        check_input(x, self, shape=f"(batch, {self.in_channels}, ...) of {self.dims} axes",
-                    ranks=(self.dims + 2, self.dims + 1), axis=-1 - self.dims, channels=self.in_channels)  # fmt: skip
+        self._check_input(x)
         channel = x.dim() - self.dims - 1
         branches = []
         if self.convnn is not None:
@@ -159,26 +174,45 @@ class _HybridConvNN(nn.Module):
             rest = self.in_channels - self.convnn_channels
             branches.append(self.conv(x if self.groups == 1 else x.narrow(channel, self.convnn_channels, rest)))
         mixed: Tensor = self.mix(torch.cat(branches, dim=channel) if len(branches) > 1 else branches[0])
-        return mixed
+        # torch's own convolutions lose channels-last in some cases.
+        return mixed.contiguous(memory_format=geometry.memory_format_of(x)) if channel else mixed
 
     def neighbors(self, x: Tensor) -> Neighbors:
         """Find the neighbours that the ConvNN branch would aggregate; see ``ConvNN*d.neighbors``."""
         if self.convnn is None:
             raise invalid("branch_ratio", "a ratio that keeps a ConvNN branch", self.branch_ratio, "raise it")
+        self._check_input(x)
         batch = x if self.groups == 1 else x.narrow(x.dim() - self.dims - 1, 0, self.convnn_channels)
         return self.convnn.neighbors(batch)
 
+    def _check_input(self, x: Tensor) -> None:
+        shape = f"(batch, {self.in_channels}, ...) with {self.dims} axes of positions"
+        ranks = (self.dims + 2, self.dims + 1)
+        check_input(x, self, shape=shape, ranks=ranks, axis=-1 - self.dims, channels=self.in_channels)
+        radius = kernel_radius(self.kernel_size, self.dilation)
+        padded = tuple(size + 2 * amount for size, amount in zip(x.shape[-self.dims :], self.padding, strict=True))
+        geometry.lattice_of(padded, radius, self.stride)  # refuses a map smaller than the kernel
+
     def extra_repr(self) -> str:
-        """Write the arguments that the branches below do not show."""
-        kernel = simplest(self.kernel_size)
-        return f"{self.in_channels}, {self.out_channels}, kernel_size={kernel}, branch_ratio={self.branch_ratio}" + (
-            options_repr({
-                "stride": (simplest(self.stride), 1),
-                "padding": (self.padding, kernel_radius(self.kernel_size, self.dilation)),
-                "dilation": (simplest(self.dilation), 1),
-                "groups": (self.groups, 1),
-            })
-        )  # fmt: skip
+        """Write the call that makes this layer; the branches follow."""
+        call = f"{self.in_channels}, {self.out_channels}, kernel_size={simplest(self.kernel_size)}, k={self.k}"
+        same = kernel_radius(self.kernel_size, self.dilation)
+        padding = "same" if self.padding == same else simplest(self.padding)
+        own = {
+            "branch_ratio": (self.branch_ratio, None),
+            "stride": (simplest(self.stride), 1),
+            "padding": (padding, "same"),
+            "dilation": (simplest(self.dilation), 1),
+            "groups": (self.groups, 1),
+            "bias": (self.bias, True),
+            "convnn_bias": (self.convnn_bias, None),
+            "padding_mode": (self.padding_mode, "zeros"),
+        }
+        return call + options_repr(own) + self._options
+
+
+# What a hybrid takes besides its own: the ConvNN's keywords, less those that both branches share.
+CONVNN_OPTIONS = keywords_of(ConvNN2d) - keywords_of(_HybridConvNN) - {"query_margin"}
 
 
 class HybridConvNN1d(_HybridConvNN):  # noqa: D101  # the docstring is the base's

@@ -11,9 +11,9 @@ from .. import checks
 from ..errors import invalid
 from ..types import Neighbors
 from .attention import ConvNNAttention
-from .heads import refuse_attn_mask
+from .heads import HEADS_OPTIONS, refuse_attn_mask
 from .hybrid import branch_share
-from .options import check_input
+from .options import check_input, check_options, given_repr, options_repr
 
 PARTNERS = ("attention", "conv")
 
@@ -21,7 +21,7 @@ PARTNERS = ("attention", "conv")
 class HybridAttention(nn.Module):
     """ConvNN attention on ``floor(branch_ratio * C)`` channels, attention or a convolution on the rest, and a mix.
 
-    Unlike the convolutional hybrid, whose branches both see every channel, the channels are split (method, section 8).
+    Unlike the convolutional hybrid, whose branches both see every channel, the channels are split.
     The outputs are concatenated, ConvNN's first, and mixed by a linear layer with bias. Drop-in for timm's
     ``Attention``.
 
@@ -71,6 +71,7 @@ class HybridAttention(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
+        check_options(options, HEADS_OPTIONS)
         checks.name("partner", partner, PARTNERS)
         self.dim, self.branch_ratio, self.partner = checks.whole("dim", dim), branch_ratio, partner
         self.share = branch_share(branch_ratio, dim)
@@ -78,15 +79,24 @@ class HybridAttention(nn.Module):
         attention: dict[str, Any] = {"qkv_bias": qkv_bias, "proj_bias": proj_bias, "attn_drop": attn_drop,
                                      "proj_drop": proj_drop, **factory}  # fmt: skip
         rest = dim - self.share
+        self.kernel_size = checks.whole("kernel_size", kernel_size)
+        if kernel_size % 2 == 0:
+            raise invalid("kernel_size", "an odd size", kernel_size, "add or take 1")
         self._check_split(num_heads)
-        self.convnn = ConvNNAttention(self.share, num_heads, k, **attention, **options) if self.share else None
+        self.num_heads, self.k = num_heads, k
+        defaults: dict[str, object] = {"qkv_bias": False, "proj_bias": True, "attn_drop": 0.0, "proj_drop": 0.0}
+        self._branches = {name: (attention[name], default) for name, default in defaults.items()}
+        self._options = given_repr(options)
+        self.convnn = None
+        if self.share:
+            self.convnn = ConvNNAttention(self.share, num_heads, k, **attention, **options)
+        else:  # its options are checked all the same
+            ConvNNAttention(num_heads, num_heads, k, **{**attention, "device": "meta"}, **options)
         self.attention: ConvNNAttention | None = None
         self.conv: nn.Conv1d | None = None
         if rest and partner == "attention":
             self.attention = ConvNNAttention(rest, num_heads, None, aggregation="sum", **attention)
         elif rest:
-            if checks.whole("kernel_size", kernel_size) % 2 == 0:
-                raise invalid("kernel_size", "an odd size", kernel_size, "add or take 1")
             self.conv = nn.Conv1d(rest, rest, kernel_size, padding=kernel_size // 2, **factory)
         self.mix = nn.Linear(dim, dim, **factory)
 
@@ -109,6 +119,8 @@ class HybridAttention(nn.Module):
         """Map ``(B, N, C)`` to ``(B, N, C)``; ``key_padding_mask`` ``(B, N)`` is True for tokens to leave out."""
         refuse_attn_mask(attn_mask, is_causal)
         self._check_input(x)
+        if key_padding_mask is not None:
+            checks.key_padding_mask(key_padding_mask, x)
         near, rest = x.split([self.share, self.dim - self.share], dim=2)
         outputs = []
         if self.convnn is not None:
@@ -132,5 +144,10 @@ class HybridAttention(nn.Module):
         check_input(x, self, shape=f"(batch, tokens, {self.dim})", ranks=(3,), axis=2, channels=self.dim)
 
     def extra_repr(self) -> str:
-        """Write the arguments that the branches below do not show."""
-        return f"{self.dim}, branch_ratio={self.branch_ratio}, partner={self.partner!r}"
+        """Write the call that makes this layer; the branches follow."""
+        own: dict[str, tuple[object, object]] = {
+            "partner": (self.partner, "attention"),
+            "kernel_size": (self.kernel_size, 3),
+        }
+        call = f"{self.dim}, num_heads={self.num_heads}, k={self.k}, branch_ratio={self.branch_ratio}"
+        return call + options_repr({**own, **self._branches}) + self._options

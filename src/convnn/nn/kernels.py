@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from ..errors import invalid
+from .attachments import refuse_attachments
 from .options import per_axis
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -51,6 +52,7 @@ def conv_geometry(conv: nn.Module, conv_type: type[Conv]) -> tuple[tuple[int, ..
     if not isinstance(conv, conv_type):
         fix = "use ConvNN1d, ConvNN2d or ConvNN3d for a convolution of 1, 2 or 3 axes"
         raise invalid("conv", f"an nn.{conv_type.__name__}", type(conv).__name__, fix)
+    refuse_attachments("conv", conv)
     if not is_plain_conv(conv, conv_type):
         fix = "replace it by a plain convolution first"
         raise invalid(

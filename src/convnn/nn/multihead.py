@@ -7,9 +7,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from .. import checks
+from ..errors import invalid
 from .from_attention import check_multihead
-from .heads import HeadsAttention, check_heads, refuse_attn_mask
-from .options import check_input, options_repr
+from .heads import HEADS_OPTIONS, HeadsAttention, check_heads, refuse_attn_mask, reset_children
+from .options import check_input, check_options, options_repr
 
 
 class ConvNNMultiheadAttention(HeadsAttention):
@@ -54,14 +56,26 @@ class ConvNNMultiheadAttention(HeadsAttention):
         dtype: torch.dtype | None = None,
         **options: Any,
     ) -> None:
+        check_options(options, HEADS_OPTIONS)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__(num_heads, check_heads(embed_dim, num_heads, "embed_dim"), k, **factory, **options)
-        self.embed_dim, self.batch_first, self.dropout = embed_dim, batch_first, dropout
+        self.embed_dim, self.batch_first = embed_dim, checks.flag("batch_first", batch_first)
+        self.dropout = checks.chance("dropout", dropout)
         self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dim, embed_dim, **factory))
-        self.register_parameter("in_proj_bias", nn.Parameter(torch.zeros(3 * embed_dim, **factory)) if bias else None)
+        self.register_parameter("in_proj_bias", nn.Parameter(torch.empty(3 * embed_dim, **factory)) if bias else None)
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias=bias, **factory)
+        self._init_projections()
+
+    def reset_parameters(self) -> None:
+        """Initialise every parameter, as ``nn.MultiheadAttention`` does."""
+        reset_children(self)
+        self.reset_slots()
+        self._init_projections()
+
+    def _init_projections(self) -> None:
         nn.init.xavier_uniform_(self.in_proj_weight)
-        if bias:
+        if self.in_proj_bias is not None:
+            nn.init.zeros_(self.in_proj_bias)
             nn.init.zeros_(self.out_proj.bias)
 
     @classmethod
@@ -94,6 +108,10 @@ class ConvNNMultiheadAttention(HeadsAttention):
         neighbours; per head ``(B, H, N, M)`` unless averaged.
         """
         refuse_attn_mask(attn_mask, is_causal)
+        key_padding_mask = boolean_mask(key_padding_mask)
+        for name, x in (("query", query), ("key", key), ("value", value)):
+            if not isinstance(x, Tensor):
+                raise invalid(name, "a tensor", type(x).__name__, "pass a torch.Tensor")
         unbatched = query.dim() == 2
         if unbatched:
             query, key, value = (x.unsqueeze(0) for x in (query, key, value))
@@ -138,8 +156,22 @@ class ConvNNMultiheadAttention(HeadsAttention):
 
     def extra_repr(self) -> str:
         """Write the call that makes this layer."""
-        return (
-            f"{self.embed_dim}, num_heads={self.num_heads}, k={self.k}"
-            + options_repr({"batch_first": (self.batch_first, False), "include_self": (self.include_self, False)})
-            + self._neighbor_repr("dot", "softmax", "depthwise")
-        )
+        own = {
+            "dropout": (self.dropout, 0.0),
+            "bias": (self.in_proj_bias is not None, True),
+            "batch_first": (self.batch_first, False),
+            "include_self": (self.include_self, False),
+        }
+        call = f"{self.embed_dim}, num_heads={self.num_heads}, k={self.k}" + options_repr(own)
+        return call + self._neighbor_repr("dot", "softmax", "depthwise")
+
+
+def boolean_mask(mask: Tensor | None) -> Tensor | None:
+    """Turn torch's additive form of a mask (0 to keep, -inf to leave out) into a boolean one; others pass."""
+    if not isinstance(mask, Tensor) or not mask.is_floating_point():
+        return mask
+    left_out = mask.isneginf()
+    if not torch.compiler.is_compiling() and not mask.is_meta and not bool((left_out | (mask == 0)).all()):
+        expected = "a boolean mask, or one of 0 and -inf"
+        raise invalid("key_padding_mask", expected, "other numbers", "a search keeps a key or leaves it out")
+    return left_out

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from .. import checks
-from ..errors import invalid
+from ..errors import invalid, unknown_name
 from ..precision import autocast_is_on
 from ..types import WEIGHTINGS, Candidates, Random, Similarity, Weighting
 
@@ -34,7 +35,7 @@ class NeighborLayer(nn.Module):
         *,
         similarity: Similarity,
         candidates: Candidates,
-        include_self: bool | None,
+        include_self: bool,
         weighting: Weighting,
         aggregation: str,
         temperature: float,
@@ -56,11 +57,16 @@ class NeighborLayer(nn.Module):
         self.register_buffer(
             "candidate_index", candidates.clone() if isinstance(candidates, Tensor) else None, persistent=False
         )
-        self.include_self = include_self
+        self.include_self = checks.flag("include_self", include_self)
         self.weighting = weighting
         self.aggregation = aggregation
         self.temperature = checks.number("temperature", temperature, above=0)
         self.scale = None if scale is None else checks.number("scale", scale)
+        if scale is not None and similarity != "dot":
+            raise invalid("scale", "None unless similarity is 'dot'", scale, "leave it out, or use similarity='dot'")
+        if temperature != 1 and weighting != "softmax":
+            expected = "1 unless weighting is 'softmax'"
+            raise invalid("temperature", expected, temperature, "leave it out, or use weighting='softmax'")
         self.impl = impl
         # Random candidates of an evaluation: the same at every call, in every process, on every device.
         self.eval_seed = 0
@@ -73,7 +79,7 @@ class NeighborLayer(nn.Module):
         return {
             "similarity": self.similarity,
             "candidates": candidates,
-            "include_self": bool(self.include_self),
+            "include_self": self.include_self,
             "scale": self.scale,
         }
 
@@ -83,10 +89,10 @@ class NeighborLayer(nn.Module):
 
     def _neighbor_repr(self, similarity: str = "cosine", weighting: str = "ones", aggregation: str = "standard") -> str:
         """Write the shared options that are not the given defaults, each behind a comma."""
-        candidates = self.candidates if self.candidate_index is None else self.candidate_index.tolist()
-        return options_repr({
+        given = {} if self.candidate_index is None else {"candidates": self.candidate_index}
+        return given_repr(given) + options_repr({
             "similarity": (self.similarity, similarity),
-            "candidates": (candidates, "all"),
+            "candidates": (self.candidates, "all"),
             "weighting": (self.weighting, weighting),
             "aggregation": (self.aggregation, aggregation),
             "temperature": (self.temperature, 1.0),
@@ -95,13 +101,37 @@ class NeighborLayer(nn.Module):
         })  # fmt: skip
 
 
-def options_repr(options: dict[str, tuple[object, object]]) -> str:
+def options_repr(options: Mapping[str, tuple[object, object]]) -> str:
     """Write ``, name=value`` for every option whose value is not its default.
 
     >>> options_repr({"stride": (2, 1), "groups": (1, 1)})
     ', stride=2'
     """
     return "".join(f", {name}={value!r}" for name, (value, default) in options.items() if value != default)
+
+
+def given_repr(options: Mapping[str, object]) -> str:
+    """Write ``, name=value`` for every option; a tensor as the call that makes it."""
+    written = {name: f"tensor({v.tolist()})" if isinstance(v, Tensor) else repr(v) for name, v in options.items()}
+    return "".join(f", {name}={value}" for name, value in written.items())
+
+
+def check_options(options: Iterable[str], allowed: Iterable[str]) -> None:
+    """Refuse a keyword that is not one of ``allowed``, suggesting the closest."""
+    names = frozenset(allowed)
+    for name in options:
+        if name not in names:
+            raise unknown_name("option", name, sorted(names))
+
+
+def keywords_of(kind: Callable[..., object]) -> frozenset[str]:
+    """Return the names of the keyword-only arguments of a layer's constructor.
+
+    >>> sorted(keywords_of(lambda k, *, bias=True, stride=1: None))
+    ['bias', 'stride']
+    """
+    parameters = inspect.signature(kind).parameters.values()
+    return frozenset(parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY)
 
 
 def per_axis(argument: str, value: object, dims: int, *, at_least: int) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Aggregation: how similarities weight neighbours, and how slot weights mix them (method, sections 5 and 6)."""
+"""Aggregation: how similarities weight neighbours, and how slot weights mix them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def take(tokens: Tensor, index: Tensor) -> Tensor:
 def mix_slots(neighbors: Tensor, weight: Tensor | None, groups: int) -> Tensor:
     """Apply each slot's matrix and add: ``(B, N, k, C_in)`` and ``(C_out, C_in/groups, k)`` to ``(B, N, C_out)``.
 
-    Exactly an ``nn.Conv1d`` of kernel k and stride k over the concatenated neighbours (method, section 2).
+    Exactly an ``nn.Conv1d`` of kernel k and stride k over the concatenated neighbours.
     """
     if weight is None:
         return neighbors.sum(2)

@@ -1,4 +1,4 @@
-"""Candidate sets: which keys each query may choose from, as positions in raster order (method, section 4)."""
+"""Candidate sets: which keys each query may choose from, as positions in raster order."""
 
 from __future__ import annotations
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import invalid
-from ..types import Lattice
+from ..types import Lattice, Window
 
 
 def unravel(index: Tensor, grid: tuple[int, ...]) -> Tensor:
@@ -40,6 +42,10 @@ def pad_map(x: Tensor, padding: tuple[int, ...], mode: str = "zeros") -> Tensor:
     """Pad the last ``len(padding)`` axes of ``(B, C, *grid)`` on both sides, as nn.Conv's ``padding_mode`` does."""
     if not any(padding):
         return x
+    for size, amount in zip(x.shape[2:], padding, strict=True):
+        if amount > {"reflect": size - 1, "circular": size}.get(mode, amount):
+            expected = f"a map larger than the padding of {amount} (padding_mode={mode!r})"
+            raise invalid("padding", expected, f"{size} tokens along an axis", "enlarge the map or lower the padding")
     amounts = [amount for size in reversed(padding) for amount in (size, size)]
     return F.pad(x, amounts, mode="constant" if mode == "zeros" else mode)
 
@@ -53,6 +59,21 @@ def to_map(tokens: Tensor, grid: tuple[int, ...], memory_format: torch.memory_fo
     """Turn tokens ``(B, N, C)`` into a map ``(B, C, *grid)`` in the given memory format."""
     batch, _, channels = tokens.shape
     return tokens.transpose(1, 2).reshape(batch, channels, *grid).contiguous(memory_format=memory_format)
+
+
+def whole_window(candidates: object, k: int, dims: int) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Return the size and dilation of the window that k spatial neighbours fill completely, or None.
+
+    >>> whole_window("all", 9, 2), whole_window(Window(3, 2), 9, 2), whole_window("all", 5, 2)
+    (((3, 3), (1, 1)), ((3, 3), (2, 2)), None)
+    """
+    if isinstance(candidates, Window):
+        size, dilation = candidates.per_axis(dims)
+        return (size, dilation) if math.prod(size) == k else None
+    side = round(k ** (1 / dims))
+    if isinstance(candidates, str) and side**dims == k and side % 2:
+        return (side,) * dims, (1,) * dims
+    return None
 
 
 def lattice_of(grid: tuple[int, ...], margin: tuple[int, ...], stride: tuple[int, ...]) -> Lattice:

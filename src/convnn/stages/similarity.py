@@ -1,4 +1,4 @@
-"""Similarities: each as an inner product of embedded queries and keys plus a bias per key (method, section 3).
+"""Similarities: each as an inner product of embedded queries and keys plus a bias per key.
 
 A search only ever has to find the largest ``<q', k'> + bias``; the values of the k selected pairs are then computed
 directly, which is exact (no cancellation) and is the only road for gradients.

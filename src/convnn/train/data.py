@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,12 +38,14 @@ class Batches:
         self.split, self.batch_size, self.order = split, batch_size, order
 
     def __len__(self) -> int:
-        return -(-len(self.split.labels) // self.batch_size)
+        return (len(self.split.labels) + self.batch_size - 1) // self.batch_size
 
     def __iter__(self) -> Iterator[Batch]:
         count = len(self.split.labels)
         for start in range(0, count, self.batch_size):
-            chosen = slice(start, start + self.batch_size) if self.order is None else self.order[start:][: self.batch_size]
+            chosen = (
+                slice(start, start + self.batch_size) if self.order is None else self.order[start:][: self.batch_size]
+            )
             yield self.split.images[chosen], self.split.labels[chosen]
 
 
@@ -71,4 +73,7 @@ class TensorData(LightningDataModule):
 
 def next_epoch(data: LightningDataModule) -> int:
     """Return the number of the epoch that training batches are asked for: 0 first, also right after a resumption."""
-    return 0 if data.trainer is None else int(data.trainer.fit_loop.epoch_progress.current.processed)
+    if data.trainer is None:
+        return 0
+    progress: Any = data.trainer.fit_loop.epoch_progress.current
+    return int(progress.processed)

@@ -42,7 +42,9 @@ def train_stop(task: Task, report: Report) -> tuple[dict[str, Any], bytes]:
     model = build(stop, seed=task.seed)
     classifier = Classifier(model, num_classes=10, optimisation=Optimisation(lr=plan.lr[stop.family]), seed=task.seed)
     recorder = Recorder()
-    data = TensorData(load_digits_splits(task.split_seed, train=plan.images), batch_size=plan.batch_size, seed=task.seed)
+    data = TensorData(
+        load_digits_splits(task.split_seed, images=plan.images), batch_size=plan.batch_size, seed=task.seed
+    )
     with quiet_lightning():
         trainer = Trainer(
             accelerator="cpu",

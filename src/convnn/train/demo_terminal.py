@@ -8,11 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import missing_extra
-from .spectrum import FAMILIES
+from ..explain.report_parts import FAMILIES, percent
 
 try:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
     from rich.table import Table
 except ImportError as error:
     raise missing_extra("rich", "train") from error
@@ -42,32 +49,29 @@ def demo_progress(console: Console, epochs: int) -> Iterator[Callable[[str, int]
 
 def print_summary(console: Console, results: dict[str, Any], out: Path) -> None:
     """Print the table, the identities and where the report is."""
-    seeds = len(results["seeds"])
     title = "From convolution to attention, on handwritten digits"
-    table = Table(title=f"{title} (quick: too few epochs to compare)" if results["quick"] else title, title_justify="left")
+    table = Table(title=title, title_justify="left", caption=_caption(results), caption_justify="left")
     table.add_column("layer", no_wrap=True)
-    for name in ("test accuracy", "parameters", "MFLOPs", "s / epoch"):
+    for name in ("test accuracy", "parameters", "MFLOPs", "s/epoch"):
         table.add_column(name, justify="right", no_wrap=True)
     for family, heading in FAMILIES.items():
         table.add_section()
         table.add_row(f"[bold]{heading}[/]")
         for row in (row for row in results["rows"] if row["family"] == family):
             cost = (f"{row['parameters']:,}", f"{row['flops'] / 1e6:.2f}", f"{row['seconds']:.2f}")
-            table.add_row(f"  {row['title']}", accuracy_text(row["accuracy"]), *cost)
+            table.add_row(f"  {row['title']}", percent(row["accuracy"]), *cost)
     console.print(table)
-    spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
-    console.print(f"Accuracy on {results['images']['test']} test images, {spread}; FLOPs of one image, forward.", style="dim")
     for identity in results["identities"]:
-        mark = "[green]equal[/]" if identity["holds"] else "[red]NOT EQUAL[/]"
-        console.print(f"  {mark}  {identity['name']} ({identity['text']}): largest difference {identity['difference']:.1e}")
-    console.print(f"Report: [bold]{out / 'report.html'}[/]   numbers: {out / 'results.json'}   picture: {out / 'neighbours.png'}")
+        mark = "[green]same[/]" if identity["holds"] else "[red]NOT THE SAME[/]"
+        words = f"{identity['name']}, {identity['text']}: {identity['difference']:.1e}"
+        console.print(f"{mark} {words}", soft_wrap=True, highlight=False)
+    for name, what in (("report.html", "report"), ("results.json", "numbers"), ("neighbours.png", "picture")):
+        console.print(f"{what + ':':9}[bold]{out / name}[/]", soft_wrap=True, highlight=False)
 
 
-def accuracy_text(accuracy: dict[str, Any]) -> str:
-    """Write an accuracy in per cent, with its spread where there is one.
-
-    >>> accuracy_text({"mean": 0.9871, "std": 0.004, "n": 3}), accuracy_text({"mean": 0.5, "std": None, "n": 1})
-    ('98.7 ± 0.4 %', '50.0 %')
-    """
-    spread = "" if accuracy["std"] is None else f" ± {100 * accuracy['std']:.1f}"
-    return f"{100 * accuracy['mean']:.1f}{spread} %"
+def _caption(results: dict[str, Any]) -> str:
+    seeds = len(results["seeds"])
+    spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    images, seconds = results["images"]["test"], results["seconds"]
+    text = f"{images} test images, {spread}. FLOPs: one image, forward. Trained in {seconds:.0f} s."
+    return text + (" Quick: too few images and epochs to compare the layers." if results["quick"] else "")

@@ -1,7 +1,10 @@
-"""Images from a folder, or from any dataset that timm reads: splits by name, or cut from the training images by the seed."""
+"""Images from a folder, or from any dataset that timm reads: splits by name, or cut from the training images by the
+seed.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from ..errors import invalid, missing_extra
 from ..models.registry import InputConfig
 from .data import next_epoch
-from .module import mixed_seed
+from .module import mixed_seed, seed_epoch
 from .settings import TrainSettings, is_named
 
 try:
@@ -29,9 +32,10 @@ TRAIN_FOLDERS = ("train", "training")
 class ImageData(LightningDataModule):
     """The splits of ``settings.data``, transformed to what a model ``takes``.
 
-    A split that exists is used: the folders ``train``, ``val`` and ``test``, or the names in the settings. One that does
-    not is cut from the training images by the seed. ``classes`` holds the names of the classes, or their numbers where the
-    dataset has no names. Raises ConvNNError when there are no images, or when the splits have different classes.
+    A split that exists is used: the folders ``train``, ``val`` and ``test``, or the names in the settings. One that
+    does not is cut from the training images by the seed. ``classes`` holds the names of the classes, or their numbers
+    where the dataset has no names. Raises ConvNNError when there are no images, or when the splits have different
+    classes.
     """
 
     def __init__(self, settings: TrainSettings, *, takes: InputConfig) -> None:
@@ -50,13 +54,17 @@ class ImageData(LightningDataModule):
         self._cut(watched)
         for split, dataset in self.datasets.items():
             if not isinstance(dataset, IterableDataset) and len(dataset) == 0:
-                raise invalid("data", f"images in the {split} split", "none", "check the folder, or the fractions cut off")
+                raise invalid(
+                    "data", f"images in the {split} split", "none", "check the folder, or the fractions cut off"
+                )
 
     def _check_classes(self, split: str) -> None:
         here = class_names(self.datasets[split])
         if here != self.classes:
             odd = sorted(set(map(str, here)) ^ set(map(str, self.classes)))
-            raise invalid("data", f"the same classes in {split} as in train", f"different ones: {odd[:5]}", "align them")
+            raise invalid(
+                "data", f"the same classes in {split} as in train", f"different ones: {odd[:5]}", "align them"
+            )
 
     def _cut(self, watched: Any) -> None:
         """Cut the splits that do not exist from the training images, which then appear in no other split."""
@@ -66,7 +74,9 @@ class ImageData(LightningDataModule):
         train, settings = self.datasets["train"], self.settings
         if isinstance(train, IterableDataset):
             fix = " ".join(f"--{split}-split NAME" for split in wanted)
-            raise invalid("data", "splits by name for a dataset that is a stream", f"no {' or '.join(wanted)}", f"give {fix}")
+            raise invalid(
+                "data", "splits by name for a dataset that is a stream", f"no {' or '.join(wanted)}", f"give {fix}"
+            )
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(settings.seed)).tolist()
         for split in wanted:
             fraction = settings.val_fraction if split == "val" else settings.test_fraction
@@ -76,32 +86,46 @@ class ImageData(LightningDataModule):
         self.datasets["train"] = Subset(train, sorted(order))
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Return the training batches of the epoch that is about to start, in an order made of the seed and the epoch."""
-        generator = torch.Generator().manual_seed(mixed_seed(self.settings.seed, next_epoch(self)))
-        return self._loader("train", generator)
+        """Return the training batches of the epoch that is about to start, in an order of its own."""
+        return self._loader("train", epoch=next_epoch(self))
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return the validation batches."""
-        return self._loader("val", None)
+        return self._loader("val")
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Return the test batches."""
-        return self._loader("test", None)
+        return self._loader("test")
 
-    def _loader(self, split: str, generator: torch.Generator | None) -> DataLoader[Any]:
-        dataset = self.datasets[split]
+    def _loader(self, split: str, *, epoch: int | None = None) -> DataLoader[Any]:
+        """Make the loader of a split; with an epoch it shuffles, and is the same however often it is iterated.
+
+        (Lightning iterates once when a run is resumed and twice otherwise, so a sampler with a generator would not do.)
+        """
+        dataset, order = self.datasets[split], None
+        mixed = mixed_seed(self.settings.seed, -2 if epoch is None else epoch)
+        if epoch is not None and not isinstance(dataset, IterableDataset):
+            order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(mixed)).tolist()
         return DataLoader(
             dataset,
             batch_size=self.settings.batch_size,
-            shuffle=generator is not None and not isinstance(dataset, IterableDataset),
+            sampler=order,
             num_workers=self.settings.workers,
-            generator=generator,
+            generator=torch.Generator().manual_seed(
+                mixed
+            ),  # else every iterator would draw from the run's random state
+            worker_init_fn=functools.partial(_seed_worker, mixed),
             pin_memory=torch.cuda.is_available(),
         )
 
     def counts(self) -> dict[str, int | None]:
         """Return the number of images of each split; None for a stream of unknown length."""
         return {split: len(d) if hasattr(d, "__len__") else None for split, d in self.datasets.items()}
+
+
+def _seed_worker(seed: int, worker: int) -> None:
+    """Give a worker process random states of its own, made of the run's seed, the epoch and the worker's number."""
+    seed_epoch(seed, worker)
 
 
 @dataclass(frozen=True)
@@ -112,6 +136,7 @@ class ToTensor:
     steps: Callable[[Any], torch.Tensor]
 
     def __call__(self, image: Any) -> torch.Tensor:
+        """Return ``(channels, size, size)``."""
         return self.steps(image.convert(self.mode))
 
 
@@ -136,7 +161,9 @@ def open_split(settings: TrainSettings, split: str | None, image_to_tensor: ToTe
     """Open one split by timm; an error of timm's is passed on with what was asked for."""
     named = is_named(settings.data)
     root = (settings.data_dir or None) if named else str(Path(settings.data) / split if split else settings.data)
-    options = {"split": split, "download": settings.download, "seed": settings.seed} if named else {"search_split": False}
+    options = (
+        {"split": split, "download": settings.download, "seed": settings.seed} if named else {"search_split": False}
+    )
     try:
         dataset = timm.data.create_dataset(
             settings.data if named else "",

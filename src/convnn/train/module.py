@@ -61,7 +61,9 @@ class Classifier(LightningModule):
         self.summary: dict[str, float] = {}
         stages = ("train", "val", "test")
         self.losses = nn.ModuleDict({f"{stage}_loss": MeanMetric() for stage in stages})
-        self.accuracies = nn.ModuleDict({f"{s}_accuracy": MulticlassAccuracy(num_classes, average="micro") for s in stages})
+        self.accuracies = nn.ModuleDict(
+            {f"{s}_accuracy": MulticlassAccuracy(num_classes, average="micro") for s in stages}
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the model's logits ``(B, num_classes)`` for images ``(B, C, H, W)``."""
@@ -126,7 +128,7 @@ class Classifier(LightningModule):
         except ImportError as error:
             raise missing_extra("timm", "vision") from error
         plan = self.optimisation
-        names = list_optimizers()
+        names = [str(name) for name in list_optimizers()]
         if plan.optimizer not in names:
             raise unknown_name("optimizer", plan.optimizer, names)
         optimizer = create_optimizer_v2(self.model, opt=plan.optimizer, lr=plan.lr, weight_decay=plan.weight_decay)
@@ -146,5 +148,5 @@ def seed_epoch(seed: int, epoch: int) -> None:
 
     mixed = mixed_seed(seed, epoch)
     random.seed(mixed)
-    numpy.random.seed(mixed)
+    numpy.random.seed(mixed)  # noqa: NPY002 - the legacy state is what augmentations draw from
     torch.manual_seed(mixed)

@@ -25,10 +25,10 @@ def write_json(path: Path, content: object) -> None:
 
 
 class Recorder(Checkpoint):
-    """Keeps the history of a run; with a ``folder`` it also writes, after every epoch, in this order:
+    """Keeps the history of a run; with a ``folder`` it also writes, after every epoch.
 
-    ``best.ckpt`` (if the validation accuracy is the best so far), ``last.ckpt`` (to resume from) and ``result.json``
-    (``header``, the status, the history, the best epoch). Without one it only remembers.
+    In this order: ``best.ckpt`` (if the validation accuracy is the best so far), ``last.ckpt`` (to resume from) and
+    ``result.json`` (``header``, the status, the history, the best epoch). Without one it only remembers.
     """
 
     def __init__(self, folder: Path | None = None, *, header: dict[str, Any] | None = None) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +33,12 @@ except ImportError as error:
 def train(settings: TrainSettings) -> dict[str, Any]:
     """Train one model, choose its best epoch on the validation images, and test that one once.
 
-    Returns what ``result.json`` in ``settings.out`` holds. With ``settings.resume`` the run in that folder goes on from its
-    last epoch, exactly as if it had not been interrupted; a finished run is returned as it is. Raises ConvNNError for
-    settings that are wrong or that differ from those of the run to resume, and for a folder that holds another run.
+    Returns what ``result.json`` in ``settings.out`` holds. With ``settings.resume`` the run in that folder goes on from
+    its last epoch, exactly as if it had not been interrupted; a finished run is returned as it is. Ctrl-C raises
+    KeyboardInterrupt; everything but the running epoch is kept.
+
+    Raises:
+        ConvNNError: settings that are wrong or differ from those of the run to resume; a folder that holds another run.
     """
     settings = resumed(settings) if settings.resume else settings
     settings.check()
@@ -50,10 +56,12 @@ def train(settings: TrainSettings) -> dict[str, Any]:
     if not settings.resume:
         save_settings(settings, out / "settings.yaml")
     recorder = Recorder(out, header=_header(settings, data, model))
-    classifier = Classifier(model, num_classes=len(data.classes), optimisation=_optimisation(settings), seed=settings.seed)
-    trainer = _trainer(settings, recorder)
+    classifier = Classifier(
+        model, num_classes=len(data.classes), optimisation=_optimisation(settings), seed=settings.seed
+    )
     last = out / "last.ckpt"
-    with quiet_lightning():
+    with quiet_lightning(), _interruptible(recorder):
+        trainer = _trainer(settings, recorder)
         checkpoint = last if settings.resume and last.exists() else None
         trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         recorder.result["test"] = _test_best(trainer, classifier, data)
@@ -99,6 +107,17 @@ def _finished(out: Path) -> dict[str, Any] | None:
     return result if result.get("status") == "finished" else None
 
 
+@contextmanager
+def _interruptible(recorder: Recorder) -> Iterator[None]:
+    """Turn Lightning's exit after Ctrl-C back into the KeyboardInterrupt that it was, and Ctrl-C back on."""
+    try:
+        yield
+    except SystemExit:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        recorder.write("interrupted")
+        raise KeyboardInterrupt from None
+
+
 def _optimisation(settings: TrainSettings) -> Optimisation:
     return Optimisation(**{f.name: getattr(settings, f.name) for f in dataclasses.fields(Optimisation)})
 
@@ -110,7 +129,9 @@ def _header(settings: TrainSettings, data: ImageData, model: nn.Module) -> dict[
         flops = count_flops(model, image)
     except (RuntimeError, ValueError, AssertionError) as error:
         fix = "change --image-size, --k or --layer"
-        raise invalid("model", f"one that takes images of {size} x {size}", f"{settings.model!r}: {error}", fix) from error
+        raise invalid(
+            "model", f"one that takes images of {size} x {size}", f"{settings.model!r}: {error}", fix
+        ) from error
     return {
         "settings": dataclasses.asdict(settings),
         "classes": data.classes,

@@ -1,4 +1,4 @@
-"""What a run can be told: one dataclass a command. Fields become the options of the CLI and the keys of the YAML file."""
+"""What a run can be told, a dataclass a command: its fields are the options of the CLI and the keys of the YAML."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ class DemoSettings:
 class TrainSettings:
     """Settings of ``convnn train``."""
 
-    data: str = _option("", "folder of images (class folders, perhaps inside train/ val/ test/), or timm's name: hfds/...")
+    data: str = _option(
+        "", "folder of images (class folders, perhaps inside train/ val/ test/), or timm's name: hfds/..."
+    )
     data_dir: str = _option("", "where a dataset that is named, not a folder, is kept (timm's root)")
     download: bool = _option(False, "let a named dataset be downloaded into --data-dir")
     train_split: str = _option("train", "name of the training split")
@@ -119,7 +121,9 @@ def is_named(data: str) -> bool:
     >>> is_named("torch/cifar10"), is_named("images/flowers")
     (True, False)
     """
-    return data.split("/")[0].lower() in ("torch", "hfds", "hfids", "tfds", "wds") and not Path(data).is_dir()
+    return (
+        data.split("/", maxsplit=1)[0].lower() in ("torch", "hfds", "hfids", "tfds", "wds") and not Path(data).is_dir()
+    )
 
 
 def _whole(argument: str, value: object, minimum: int) -> None:
@@ -150,11 +154,15 @@ def save_settings(settings: TrainSettings, path: Path) -> None:
 def load_settings(path: Path) -> TrainSettings:
     """Read settings that ``save_settings`` wrote; raises ConvNNError when the file is missing or is not such a file."""
     if not path.is_file():
-        raise invalid("out", f"a folder with a run to resume ({path.name} in it)", repr(str(path.parent)), "check --out")
+        raise invalid(
+            "out", f"a folder with a run to resume ({path.name} in it)", repr(str(path.parent)), "check --out"
+        )
     values = _yaml().safe_load(path.read_text(encoding="utf-8"))
     known = {field.name for field in dataclasses.fields(TrainSettings)}
     if not isinstance(values, dict) or not set(values) <= known:
-        raise invalid(path.name, "the settings of convnn train", repr(values)[:80], "restore the file that the run wrote")
+        raise invalid(
+            path.name, "the settings of convnn train", repr(values)[:80], "restore the file that the run wrote"
+        )
     return TrainSettings(**values)
 
 

@@ -1,4 +1,4 @@
-"""The demo's eight stops between convolution and attention: two small networks and what their layers are swapped for."""
+"""The demo's eight stops from convolution to attention: two small networks, and what their layers are swapped for."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Family = Literal["cnn", "transformer"]
 
 @dataclass(frozen=True)
 class Stop:
-    """One stop: its key in the results, the network it lives in, the name of its layer (of ``LAYERS``), and its words."""
+    """One stop: its key in the results, the network it lives in, the name of its layer in ``LAYERS``, its words."""
 
     key: str
     family: Family
@@ -29,29 +29,30 @@ class Stop:
 STOPS = (
     Stop("conv", "cnn", "conv", "Convolution", "the 3 × 3 pixels around"),
     Stop("spatial", "cnn", "spatial", "Spatial ConvNN", "the 9 nearest in place: convolution again"),
-    Stop("blend", "cnn", "blend", "Blend λ = 0.5", "the 9 best, half by place, half by likeness"),
+    Stop("blend", "cnn", "blend", "Blend λ = 0.5", "9, half by place, half by likeness"),
     Stop("convnn", "cnn", "convnn", "Feature ConvNN", "the 9 most alike, wherever they are"),
     Stop("hybrid", "cnn", "hybrid", "Hybrid λ = 0.5", "half convolution, half ConvNN (shown)"),
     Stop("attention", "transformer", "attention", "Attention", "every patch, by its weight"),
-    Stop("knn", "transformer", "knn", "k-NN attention", "the 9 patches with the largest weights"),
+    Stop("knn", "transformer", "knn", "k-NN attention", "the 9 patches of largest weight"),
     Stop("convnn_attention", "transformer", "convnn", "ConvNN attention", "9 patches, one more weight per slot"),
 )
-FAMILIES: dict[Family, str] = {"cnn": "Small convolutional network", "transformer": "Small transformer"}
 K = 9
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How each family is trained: epochs, learning rates (equal for a layer and what it is swapped for), images."""
+    """How each family is trained: epochs, learning rates (equal for a layer and what it is swapped for); at most so
+    many images a split.
+    """
 
     epochs: dict[Family, int]
     lr: dict[Family, float]
     batch_size: int = 32
-    images: int = 1000
+    images: int = 2000
 
 
 FULL = Plan({"cnn": 8, "transformer": 10}, {"cnn": 4e-3, "transformer": 3e-3})
-QUICK = Plan({"cnn": 3, "transformer": 4}, {"cnn": 4e-3, "transformer": 3e-3}, images=480)
+QUICK = Plan({"cnn": 2, "transformer": 2}, {"cnn": 4e-3, "transformer": 3e-3}, batch_size=16, images=240)
 
 
 def base_network(family: Family) -> nn.Module:
@@ -69,8 +70,7 @@ def build(stop: Stop, *, seed: int) -> nn.Module:
     >>> sum(p.numel() for p in build(STOPS[0], seed=0).parameters())
     19242
     """
-    seed_epoch(seed, -1)
-    network = base_network(stop.family)
+    network = _base(stop.family, seed=seed)
     if LAYERS[stop.layer].to is None:
         return network
     if isinstance(network, SmallConvNet):  # the stem stays: one grey value has no direction that a cosine could compare
@@ -82,7 +82,9 @@ def build(stop: Stop, *, seed: int) -> nn.Module:
 
 @dataclass(frozen=True)
 class Identity:
-    """Two networks with the same weights that must be one function: the largest difference of their outputs, and its bound."""
+    """Two networks with the same weights that must be one function: the largest difference of their outputs, and its
+    bound.
+    """
 
     name: str
     text: str
@@ -96,7 +98,8 @@ class Identity:
 
 
 def identities(images: Tensor, *, seed: int) -> list[Identity]:
-    """Compare, before training, what must be equal: each recovered layer with what it recovers, on images ``(B, 1, 8, 8)``.
+    """Compare, before training, what must be equal: each recovered layer with what it recovers, on images ``(B, 1, 8,
+    8)``.
 
     The recovered layers run twice: by the native kernel that they hand over to, and by the neighbour search and the
     gathering themselves (``impl="dense"``), which is the comparison that could fail.
@@ -106,18 +109,21 @@ def identities(images: Tensor, *, seed: int) -> list[Identity]:
     for dtype, bound in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
         precision = str(dtype).removeprefix("torch.")
         for impl, road in (("auto", "by the native kernel"), ("dense", "by neighbour search")):
-            seed_epoch(seed, -1)
-            network = SmallConvNet(in_channels=1, num_classes=10, width=32, depth=2)
-            spatial = convert(network, "convnn", similarity="spatial", init="from_original", impl=impl)
-            difference = _difference(network, spatial, images.to(dtype))
+            cnn = _base("cnn", seed=seed)
+            spatial = convert(cnn, "convnn", similarity="spatial", init="from_original", impl=impl)
+            difference = _difference(cnn, spatial, images.to(dtype))
             found.append(Identity("Spatial ConvNN = convolution", f"{precision}, {road}", difference, bound))
-        for impl, road in (("auto", "by the native kernel"), ("dense", "by neighbour search")):
-            seed_epoch(seed, -1)
-            network = small_transformer(in_channels=1, num_classes=10, width=48, depth=2, image_size=8)
-            everyone = convert(network, "convnn", k=tokens, aggregation="sum", init="from_original", impl=impl)
-            difference = _difference(network, everyone, images.to(dtype))
-            found.append(Identity(f"k-NN attention, k = N = {tokens} = attention", f"{precision}, {road}", difference, bound))
-    return found
+            former = _base("transformer", seed=seed)
+            everyone = convert(former, "convnn", k=tokens, aggregation="sum", init="from_original", impl=impl)
+            difference = _difference(former, everyone, images.to(dtype))
+            name = f"k-NN attention, k = N = {tokens} = attention"
+            found.append(Identity(name, f"{precision}, {road}", difference, bound))
+    return sorted(found, key=lambda identity: identity.name.lower(), reverse=True)
+
+
+def _base(family: Family, *, seed: int) -> nn.Module:
+    seed_epoch(seed, -1)
+    return base_network(family)
 
 
 def _difference(first: nn.Module, second: nn.Module, images: Tensor) -> float:

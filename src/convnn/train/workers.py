@@ -1,4 +1,6 @@
-"""Tasks on several processes, one thread each: small networks gain nothing from threads, and results do not depend on them."""
+"""Tasks on several processes, one thread each: small networks gain nothing from threads, and results do not depend on
+them.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ def run_tasks(work: Work, tasks: Sequence[Any], report: Report, *, workers: int)
     events: Any = context.Queue()
     for position, task in enumerate(tasks):
         todo.put((position, task))
-    crew = [context.Process(target=_serve, args=(work, todo, events), daemon=True) for _ in range(min(workers, len(tasks)))]
+    crew = [
+        context.Process(target=_serve, args=(work, todo, events), daemon=True) for _ in range(min(workers, len(tasks)))
+    ]
     for _ in crew:
         todo.put(None)
     for process in crew:

@@ -1,0 +1,62 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Needs python3 (>= 3.11) with pip, and make; nothing else.
+# Every target sets up .venv first, once; see tools/venv.py.
+
+PYTHON ?= python3
+JOBS   ?= 2
+ARGS   ?=
+BIN    := .venv/bin
+PATHS  := src tests benchmarks tools
+
+# A run of everything must reach the coverage; a run of chosen tests (ARGS) need not.
+ifeq ($(strip $(ARGS)),)
+COVERAGE := --cov=convnn --cov-report=term --cov-fail-under=95
+else
+COVERAGE :=
+endif
+
+.PHONY: help setup demo test check format bench lock clean clean-venv
+
+help: ## show this list
+	@echo "convnn: one operator from convolution to attention. Targets:"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+	@echo "Pass arguments on with ARGS: make demo ARGS=\"--quick\", make test ARGS=\"-k golden\"."
+
+setup: ## create or update .venv (the other targets do it by themselves)
+	@command -v $(PYTHON) >/dev/null 2>&1 || { echo "$(PYTHON) was not found: install Python 3.11 or newer."; exit 1; }
+	@$(PYTHON) tools/venv.py
+
+demo: setup ## train the whole spectrum on real digits and write demo/report.html (up to 3 minutes)
+	@$(BIN)/convnn demo $(ARGS)
+
+test: setup ## run all tests and doctests on 2 cores, coverage at least 95% (under 8 minutes)
+	@echo "Running the tests in $(JOBS) processes ..."
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(COVERAGE) $(ARGS)
+
+check: setup ## lint, format and types, changing nothing (about a minute the first time)
+	@echo "ruff check ..."
+	@$(BIN)/ruff check $(PATHS)
+	@echo "ruff format --check ..."
+	@$(BIN)/ruff format --check $(PATHS)
+	@echo "mypy --strict src/convnn (about a minute the first time) ..."
+	@$(BIN)/mypy --strict
+
+format: setup ## let ruff mend style and format
+	@$(BIN)/ruff check --fix $(PATHS)
+	@$(BIN)/ruff format $(PATHS)
+
+bench: setup ## time the operator against nn.Conv2d on this machine
+	@$(BIN)/python benchmarks/bench_operator.py $(ARGS)
+
+lock: setup ## write requirements.lock from what .venv holds (UPGRADE=1: take the newest versions first)
+ifeq ($(UPGRADE),1)
+	@echo "Upgrading everything in .venv (minutes) ..."
+	@$(BIN)/python -m pip install --quiet --upgrade --upgrade-strategy eager -e ".[vision,train,dev]"
+endif
+	@$(BIN)/python tools/lock.py
+
+clean: ## remove what the other targets wrote, but keep .venv
+	@rm -rf demo runs dist build site htmlcov .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find src tests benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} +
+
+clean-venv: ## remove .venv
+	@rm -rf .venv

@@ -1,0 +1,88 @@
+import io
+import threading
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from convnn import ConvNNError
+from convnn.explain import NeighbourMap
+from convnn.explain.curves import Curve, line_chart
+from convnn.explain.gallery import choose_digits, choose_query
+from convnn.explain.plots import shading, spectrum_picture, tile
+
+FOUND = NeighbourMap((4, 4), (1, 1), ((1, 1), (0, 2), (-1, -1)), (1.0, 0.9, 0.2))
+
+
+def pixels(data):
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+
+
+def test_a_tile_marks_query_and_neighbours():
+    drawn = pixels(tile(torch.zeros(4, 4), FOUND, margin=1))
+    assert drawn.shape == (288, 288, 3)
+    orange = (abs(drawn - [217, 72, 15]).sum(-1) < 30).sum()
+    blue = (abs(drawn - [11, 79, 158]).sum(-1) < 30).sum()
+    assert orange > 200
+    assert blue > 200
+
+
+def test_tiles_are_the_same_in_threads_and_leave_pyplot_alone():
+    backend = mpl.get_backend()
+    expected, drawn = tile(torch.eye(4), FOUND), []
+    threads = [threading.Thread(target=lambda: drawn.append(tile(torch.eye(4), FOUND))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert drawn == [expected] * 3
+    assert mpl.get_backend() == backend
+
+
+def test_many_neighbours_go_without_numbers():
+    places = tuple((row, column) for row in range(6) for column in range(6))
+    weight = tuple(1 / 36 for _ in places)
+    assert len(tile(torch.zeros(6, 6), NeighbourMap((6, 6), (0, 0), places, weight, weight))) > 500
+
+
+def test_shading_runs_from_the_least_to_the_largest_neighbour():
+    assert shading(FOUND) == [1.0, 1.0, 1.0 - 0.7 / 0.7]
+    assert shading(NeighbourMap((1, 1), (0, 0), ((0, 0),), (0.3,))) == [1.0]
+
+
+def test_the_one_picture(tmp_path):
+    path = tmp_path / "picture.png"
+    spectrum_picture(torch.eye(4), [("Near", "what is near", FOUND), ("Alike", "what is alike", FOUND)], path)
+    assert Image.open(path).size == (825, 600)
+
+
+def test_images_and_maps_that_cannot_be_drawn(tmp_path):
+    with pytest.raises(ConvNNError, match=r"image: expected one grey image \(H, W\), got \(1, 4, 4\)"):
+        tile(torch.zeros(1, 4, 4), FOUND)
+    with pytest.raises(ConvNNError, match="maps: expected at least one layer"):
+        spectrum_picture(torch.zeros(4, 4), [], tmp_path / "none.png")
+
+
+def test_curves_rise_with_accuracy_and_say_it_in_words():
+    chart = line_chart([Curve("conv <1>", [0.5, 0.9, 1.0]), Curve("knn", [0.4])], title="Accuracy")
+    points = chart.split('points="')[1].split('"')[0].split()
+    heights = [float(point.split(",")[1]) for point in points]
+    assert heights == sorted(heights, reverse=True)
+    assert "conv &lt;1&gt; ends at 100.0 %" in chart
+    assert chart.count("<li>") == 2
+
+
+def test_no_curves_are_refused():
+    with pytest.raises(ConvNNError, match="curves: expected at least one curve"):
+        line_chart([], title="none")
+
+
+def test_digits_and_queries_are_chosen_by_rule():
+    images = torch.zeros(4, 1, 3, 3)
+    assert choose_digits(images, torch.tensor([1, 1, 1, 1])) == [0, 1, 2]
+    assert choose_digits(images, torch.tensor([0, 8, 3, 3])) == [2, 1, 0]
+    image = torch.zeros(8, 8)
+    image[0, 0] = image[4, 5] = 1
+    assert choose_query(image) == (4, 5)

@@ -1,0 +1,46 @@
+import pytest
+import torch
+
+from convnn import ConvNNError
+from convnn.models import check_model, create_model, input_config, list_models
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("small_cnn", 12), ("small_transformer", 32), ("resnet18", 32), ("vit_tiny_patch16_224", 32)]
+)
+def test_models_of_ours_and_of_timm(name, size):
+    model = create_model(name, num_classes=3, in_channels=1, image_size=size).eval()
+    assert model(torch.randn(1, 1, size, size)).shape == (1, 3)
+
+
+def test_what_models_take():
+    assert input_config("small_cnn").size == 32
+    assert input_config("small_cnn", 12).size == 12
+    assert input_config("resnet18").size == 224
+    assert input_config("vit_base_patch16_224.augreg_in21k").mean == (0.5, 0.5, 0.5)
+
+
+def test_our_models_are_listed_first():
+    assert list_models()[:2] == ["small_cnn", "small_transformer"]
+    assert "resnet50" in list_models()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "resnet18x",
+            "model: expected one of 'small_cnn', 'small_transformer' or a model name of timm, got 'resnet18x'",
+        ),
+        ("small_cn", "did you mean 'small_cnn'?"),
+        ("qqqqq", r"see convnn\.models\.list_models\(\)"),
+    ],
+)
+def test_unknown_models(name, message):
+    with pytest.raises(ConvNNError, match=message):
+        check_model(name)
+
+
+def test_ours_have_no_pretrained_weights():
+    with pytest.raises(ConvNNError, match="pretrained: expected False for 'small_cnn'"):
+        create_model("small_cnn", num_classes=2, pretrained=True)

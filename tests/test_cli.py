@@ -1,0 +1,145 @@
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+
+from convnn import __version__, cli
+from convnn.errors import missing_extra
+
+
+def run(capsys, *arguments):
+    """Run the command line; return its exit status and what it wrote to the two outputs."""
+    try:
+        status = cli.main(arguments)
+    except SystemExit as stop:
+        status = stop.code
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+@pytest.mark.parametrize(("arguments", "words"), [((), ("demo", "train")), (("demo",), ("--seed", "--quick", "--out"))])
+def test_help(capsys, arguments, words):
+    status, out, _ = run(capsys, *arguments, "--help")
+    assert status == 0
+    assert all(word in out for word in words)
+
+
+def test_help_of_train_tells_every_option(capsys):
+    _, out, _ = run(capsys, "train", "--help")
+    for option in (
+        "--data",
+        "--model",
+        "--layer",
+        "--epochs",
+        "--batch-size",
+        "--lr",
+        "--seed",
+        "--out",
+        "--resume",
+        "--config",
+    ):
+        assert option in out
+    assert "_size" not in out.replace("IMAGE_SIZE", "").replace("BATCH_SIZE", "")
+
+
+def test_help_imports_nothing_heavy():
+    heavy = ("lightning", "timm", "sklearn", "matplotlib", "torchmetrics", "rich")
+    code = "import sys, convnn.cli\ntry:\n    convnn.cli.main(['train', '--help'])\nexcept SystemExit:\n    pass\n"
+    code += f"print([name for name in {heavy} if name in sys.modules])"
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.rstrip().endswith("[]")
+    assert time.perf_counter() - started < 30
+
+
+def test_version(capsys):
+    assert run(capsys, "--version")[1].strip() == f"convnn {__version__}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "convnn: error: command: expected demo or train, got none; see --help"),
+        (("dmo",), "convnn: error: command: expected demo or train, got 'dmo'; did you mean demo?"),
+        (("demo", "--sed", "1"), "--sed: expected an option of this command, got an unknown one; did you mean --seed?"),
+        (
+            ("train", "--batch_size", "1"),
+            "--batch_size: expected an option of this command, .* did you mean --batch-size?",
+        ),
+        (("demo", "--seed", "x"), "convnn demo: error: --seed: expected a whole number, got 'x'"),
+        (("demo", "--seed", "-1"), "convnn demo: error: --seed: expected a whole number of at least 0, got -1"),
+        (("train",), "convnn train: error: --data: expected a folder of images or a dataset name of timm, got nothing"),
+        (("train", "--lr", "fast"), "convnn train: error: --lr: expected a number, got 'fast'"),
+        (("train", "--image-size", "1.5"), "--image-size: expected a whole number, got '1.5'"),
+        (("train", "--data", "nowhere"), "--data: expected a folder that exists, got 'nowhere'"),
+        (("train", "--data", ".", "--layer", "hybird"), "--layer: expected one of .*; did you mean 'hybrid'"),
+        (("train", "--data", ".", "--batch-size", "0"), "--batch-size: expected a whole number of at least 1, got 0"),
+        (("train", "--config", "nowhere.yaml"), "--config: expected a YAML file, got '.*nowhere.yaml'; check the path"),
+    ],
+)
+def test_wrong_options_are_named_and_end_with_two(capsys, arguments, message):
+    status, out, err = run(capsys, *arguments)
+    assert status == 2
+    assert out == ""
+    assert re.search(message.replace("?", r"\?"), err.strip())
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_yaml_file_and_options_after_it(tmp_path, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(cli, "_run", seen.append)
+    config = tmp_path / "run.yaml"
+    config.write_text(f"data: {tmp_path}\nepochs: 7\nlayer: hybrid\nbatch_size: 5\n")
+    assert run(capsys, "train", "--config", str(config), "--epochs", "2")[0] == 0
+    assert (seen[0].epochs, seen[0].layer, seen[0].batch_size) == (2, "hybrid", 5)
+    config.write_text("epoch: 7\n")
+    status, _, err = run(capsys, "train", "--config", str(config))
+    assert status == 2
+    assert "epoch: expected an option of this command, got an unknown one; did you mean --epochs?" in err
+
+
+def test_demo_options_arrive(monkeypatch, capsys, tmp_path):
+    seen = []
+    monkeypatch.setattr(cli, "_run", seen.append)
+    assert run(capsys, "demo", "--seed", "4", "--out", str(tmp_path), "--quick")[0] == 0
+    assert (seen[0].seed, seen[0].out, seen[0].quick) == (4, str(tmp_path), True)
+
+
+def test_interruptions_and_missing_packages_have_their_status(monkeypatch, capsys, tmp_path):
+    def raise_(error):
+        def stop(_):
+            raise error
+
+        monkeypatch.setattr(cli, "_run", stop)
+
+    raise_(KeyboardInterrupt())
+    status, _, err = run(capsys, "train", "--data", str(tmp_path), "--out", "runs/x")
+    assert (status, err) == (130, "convnn train: interrupted; go on with: convnn train --out runs/x --resume\n")
+    raise_(missing_extra("lightning", "train"))
+    status, _, err = run(capsys, "demo")
+    assert status == 1
+    assert 'pip install "convnn[train]"' in err
+
+
+def test_train_from_the_command_line(tmp_path, capsys):
+    import numpy as np
+    from PIL import Image
+
+    for name, shade in (("dark", 30), ("light", 220)):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(10):
+            Image.fromarray(np.full((8, 8), shade + number, np.uint8)).save(
+                tmp_path / "images" / name / f"{number}.png"
+            )
+    out = tmp_path / "run"
+    options = ("--image-size", "8", "--epochs", "1", "--progress", "false", "--accelerator", "cpu")
+    status, shown, _ = run(capsys, "train", "--data", str(tmp_path / "images"), "--out", str(out), *options)
+    assert status == 0
+    assert "Best epoch by validation: 1 of 1" in shown
+    assert "tested once" in shown
+    assert (out / "result.json").exists()
+    status, shown, _ = run(capsys, "train", "--out", str(out), "--resume")
+    assert status == 0
+    assert "Going on with the run in" in shown

@@ -1,0 +1,132 @@
+"""tools/venv.py and tools/lock.py: when .venv counts as ready, and what a user is told when it cannot be made."""
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"tools_{name}", ROOT / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+venv = load("venv")
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project folder in which creating .venv and pip are quick pretences; `calls` lists what was asked of them."""
+    (tmp_path / "requirements.lock").write_text("a==1\n")
+    (tmp_path / "pyproject.toml").write_text("[project]\n")
+    calls = []
+
+    def create(root, python):
+        calls.append("create")
+        (root / ".venv/bin").mkdir(parents=True, exist_ok=True)
+        (root / ".venv/bin/python").symlink_to(sys.executable)
+
+    def pip(command, root, log):
+        calls.append("pip")
+        log.write_text("no network\n")
+        return tmp_path.joinpath("offline").exists()
+
+    monkeypatch.setattr(venv, "create", create)
+    monkeypatch.setattr(venv, "pip_command", lambda root, python: ["pip"])
+    monkeypatch.setattr(venv, "run_with_heartbeat", pip)
+    monkeypatch.setattr(venv, "SMOKE", "pass")
+    monkeypatch.setattr(venv, "ROOT", tmp_path)
+    return tmp_path, calls
+
+
+def test_a_ready_venv_is_reused(project, capsys):
+    root, calls = project
+    assert not venv.is_ready(root)
+    venv.main()
+    assert venv.is_ready(root)
+    venv.main()
+    assert calls == ["create", "pip"]
+    assert "up to date" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "pyproject.toml"])
+def test_a_change_updates_it(project, name):
+    root, calls = project
+    venv.main()
+    (root / name).write_text("changed\n")
+    assert not venv.is_ready(root)
+    venv.main()
+    assert venv.is_ready(root)
+    assert calls == ["create", "pip", "pip"]
+
+
+def test_a_moved_folder_is_not_ready(project):
+    root, _ = project
+    venv.main()
+    moved = root.with_name("moved")
+    root.rename(moved)
+    assert not venv.is_ready(moved)
+
+
+def test_a_venv_whose_python_is_gone_is_not_ready(project):
+    root, _ = project
+    venv.main()
+    (root / ".venv/bin/python").unlink()
+    assert not venv.is_ready(root)
+
+
+def test_half_an_install_starts_over(project, capsys):
+    root, calls = project
+    (root / "offline").touch()
+    with pytest.raises(SystemExit, match=r"install\.log"):
+        venv.main()
+    assert "no network" in capsys.readouterr().out
+    assert not venv.is_ready(root)
+    (root / "offline").unlink()
+    (root / ".venv/bin/python").unlink()
+    venv.main()
+    assert venv.is_ready(root)
+    assert calls == ["create", "pip", "create", "pip"]
+
+
+def test_an_old_python_is_told_so(project, monkeypatch):
+    monkeypatch.setattr(venv, "wanted_python", lambda: None)
+    with pytest.raises(SystemExit, match=r"needs Python 3\.11 or newer"):
+        venv.main()
+
+
+def test_heartbeat_runs_and_logs(tmp_path):
+    log = tmp_path / "log"
+    code = "print('Collecting torch'); print('Installing collected packages: a, b'); raise SystemExit(3)"
+    assert venv.run_with_heartbeat([sys.executable, "-c", code], tmp_path, log) == 3
+    assert "Collecting torch" in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (
+            "  Downloading torch-2.15.0-cp311-cp311-manylinux_2_28_x86_64.whl (915.0 MB)",
+            "downloading torch-2.15.0 (915.0 MB)",
+        ),
+        ("Collecting numpy==2.4.6", "looking for numpy==2.4.6"),
+        ("Installing collected packages: a, b", "unpacking 2 packages"),
+        ("Successfully installed a b", None),
+        ("", None),
+    ],
+)
+def test_progress(line, said):
+    assert venv.progress(line.split()) == said
+
+
+def test_lock_is_exact_and_names_no_platform():
+    rows = [row for row in (ROOT / "requirements.lock").read_text().splitlines() if not row.startswith("#")]
+    assert [row for row in rows if not re.fullmatch(r"[a-z0-9-]+==[0-9][\w.!]*", row)] == []
+    assert [row for row in rows if load("lock").LEFT_OUT.match(row.split("==")[0])] == []
+    assert {"torch", "timm", "lightning", "pytest", "ruff", "mypy"} <= {row.split("==")[0] for row in rows}

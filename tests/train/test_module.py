@@ -1,0 +1,119 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Trainer
+from torch import nn
+
+from convnn import ConvNNError
+from convnn.train.data import Batches, Split, TensorData
+from convnn.train.module import Classifier, Optimisation, mixed_seed, seed_epoch
+from convnn.train.quiet import quiet_lightning
+from convnn.train.record import Recorder
+
+
+def small_data(*, batch_size=4, count=10):
+    images, labels = torch.randn(count, 1, 3, 3), torch.arange(count) % 3
+    return TensorData({name: Split(images, labels) for name in ("train", "val", "test")}, batch_size=batch_size, seed=0)
+
+
+def fit(classifier, data, *, epochs=1):
+    recorder = Recorder()
+    with quiet_lightning():
+        trainer = Trainer(
+            accelerator="cpu",
+            max_epochs=epochs,
+            callbacks=[recorder],
+            logger=False,
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+            reload_dataloaders_every_n_epochs=1,
+        )
+        trainer.fit(classifier, datamodule=data)
+        trainer.test(classifier, datamodule=data, verbose=False)
+    return recorder.history
+
+
+def network():
+    return nn.Sequential(nn.Flatten(), nn.Linear(9, 3))
+
+
+def test_metrics_are_means_over_images_with_a_ragged_last_batch():
+    model, data = network(), small_data(batch_size=4, count=9)
+    data.splits["test"] = Split(torch.randn(17, 1, 3, 3), torch.arange(17) % 3)  # batches of 16 and of 1
+    classifier = Classifier(model, num_classes=3, optimisation=Optimisation(lr=0.1))
+    fit(classifier, data)
+    images, labels = data.splits["test"]
+    with torch.no_grad():
+        logits = model(images)
+    by_hand = F.cross_entropy(logits, labels).item(), (logits.argmax(1) == labels).float().mean().item()
+    assert classifier.summary["test_loss"] == pytest.approx(by_hand[0], rel=1e-6)
+    assert classifier.summary["test_accuracy"] == pytest.approx(by_hand[1], rel=1e-6)
+    with torch.no_grad():
+        halves = [F.cross_entropy(model(x), y).item() for x, y in Batches(data.splits["test"], 16)]
+    assert classifier.summary["test_loss"] != pytest.approx(sum(halves) / 2, rel=1e-4)
+
+
+def test_training_metrics_are_means_over_images_too():
+    classifier = Classifier(network(), num_classes=3, optimisation=Optimisation(lr=1e-12, warmup=0.0))
+    data = small_data(batch_size=4, count=9)
+    fit(classifier, data)
+    with torch.no_grad():
+        expected = F.cross_entropy(classifier.model(data.splits["train"].images), data.splits["train"].labels)
+    assert classifier.summary["train_loss"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_training_learns_and_history_has_an_entry_an_epoch():
+    history = fit(Classifier(network(), num_classes=3, optimisation=Optimisation(lr=0.1)), small_data(), epochs=3)
+    assert [entry["epoch"] for entry in history] == [1, 2, 3]
+    assert history[-1]["train_loss"] < history[0]["train_loss"]
+    assert all(entry["seconds"] > 0 and "val_accuracy" in entry for entry in history)
+
+
+def test_learning_rate_rises_then_falls_to_zero():
+    plan = Optimisation(warmup=0.1)
+    factors = [plan.factor(step, 100) for step in range(101)]
+    assert factors[0] == pytest.approx(0.1)
+    assert max(factors) == factors[9] == 1.0
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert factors[100] == pytest.approx(0.0)
+    assert Optimisation(warmup=0.0).factor(0, 1) == 1.0
+
+
+def test_label_smoothing_is_for_training_alone():
+    torch.manual_seed(0)
+    classifier = Classifier(network(), num_classes=3, optimisation=Optimisation(label_smoothing=0.5))
+    batch = (torch.randn(4, 1, 3, 3), torch.tensor([0, 1, 2, 0]))
+    plain = F.cross_entropy(classifier(batch[0]), batch[1]).item()
+    assert classifier.training_step(batch, 0).item() != pytest.approx(plain)
+    classifier.validation_step(batch, 0)
+    assert classifier.losses["val_loss"].compute().item() == pytest.approx(plain)
+
+
+def test_unknown_optimiser_with_the_closest_name():
+    classifier = Classifier(network(), num_classes=3, optimisation=Optimisation(optimizer="adamww"))
+    with pytest.raises(ConvNNError, match=r"optimizer: expected one of .* got 'adamww'; did you mean 'adamw'"):
+        fit(classifier, small_data())
+
+
+def test_epochs_have_seeds_of_their_own():
+    seeds = {mixed_seed(seed, epoch) for seed in range(20) for epoch in range(-1, 20)}
+    assert len(seeds) == 420
+    seed_epoch(1, 2)
+    first = torch.rand(3)
+    seed_epoch(1, 2)
+    assert torch.equal(first, torch.rand(3))
+
+
+def test_batches_cover_every_image_once_and_depend_on_seed_and_epoch_alone():
+    data = small_data(batch_size=4, count=10)
+    labels = [batch[1] for batch in data.train_dataloader()]
+    assert [len(batch) for batch in labels] == [4, 4, 2]
+    assert sorted(torch.cat(labels).tolist()) == sorted(data.splits["train"].labels.tolist())
+    again = [batch[1] for batch in small_data(batch_size=4, count=10).train_dataloader()]
+    assert all(torch.equal(one, other) for one, other in zip(labels, again, strict=True))
+
+
+def test_a_batch_needs_an_image():
+    with pytest.raises(ConvNNError, match="batch_size: expected at least 1, got 0"):
+        Batches(Split(torch.zeros(1, 1), torch.zeros(1)), 0)
