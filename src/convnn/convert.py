@@ -203,7 +203,10 @@ def _choose(
         else:
             chosen.append((names, layer))
     if not chosen:
-        seen = ", ".join(names[0] or "(the model itself)" for names, _ in places[:5]) or "none (of their own; convnn's stay)"
+        seen = (
+            ", ".join(names[0] or "(the model itself)" for names, _ in places[:5])
+            or "none (of their own; convnn's stay)"
+        )
         given = {"pattern": pattern, "types": types, "where": where}
         argument = next((name for name, value in given.items() if value is not None), "model")
         asked = given.get(argument, "none with a kernel above 1 and stride 1, and no attention")

@@ -25,6 +25,11 @@ def autocast_is_on(device: torch.device) -> bool:
     return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
+def autocast_dtype(x: torch.Tensor) -> torch.dtype:
+    """Return the dtype in which products of ``x`` run: its own, or autocast's where that is on."""
+    return torch.get_autocast_dtype(x.device.type) if autocast_is_on(x.device) else x.dtype
+
+
 def without_autocast(device: torch.device) -> AbstractContextManager[None]:
     """Return a context in which similarities keep the precision of ``search_dtype`` under autocast too."""
     # Only where it is on: in an exported program the context is an operator that cannot be saved.

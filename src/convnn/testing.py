@@ -90,7 +90,7 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
         return float("inf")
     actual, expected = actual.detach().double(), expected.detach().double()
     same = (actual == expected) | (actual.isnan() & expected.isnan())
-    difference = (actual - expected).abs().masked_fill(same, 0).nan_to_num(nan=float("inf"))
+    difference = (actual - expected).abs().masked_fill(same, 0).nan_to_num(nan=float("inf"), posinf=float("inf"))
     largest = float(difference.max()) if difference.numel() else 0.0
     finite = expected[expected.isfinite()].abs()
     size = float(finite.max()) if finite.numel() else 0.0

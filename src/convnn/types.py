@@ -11,11 +11,11 @@ from torch import Tensor
 
 from .errors import invalid, unknown_name
 
-Impl = Literal["auto", "reference", "dense", "conv", "sdpa"]
+Impl = Literal["auto", "reference", "dense", "tiled", "sampled", "conv", "sdpa"]
 SimilarityName = Literal["cosine", "dot", "sqeuclidean", "euclidean", "spatial"]
 Weighting = Literal["ones", "identity", "softmax"]
 
-IMPLS: tuple[str, ...] = ("auto", "reference", "dense", "conv", "sdpa")
+IMPLS: tuple[str, ...] = ("auto", "reference", "dense", "tiled", "sampled", "conv", "sdpa")
 SIMILARITIES: tuple[str, ...] = ("cosine", "dot", "sqeuclidean", "euclidean", "spatial")
 BLENDED: tuple[str, ...] = ("cosine", "sqeuclidean", "euclidean")
 WEIGHTINGS: tuple[str, ...] = ("ones", "identity", "softmax")

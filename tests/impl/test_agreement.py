@@ -44,6 +44,10 @@ QUERIES: dict[str, Any] = {
     "some": torch.tensor([7, 0, 7, 10, 11]),
 }
 COUNTS = {"keys": KEYS, "projected": KEYS, "strangers": 5, "lattice": 4, "some": 5}
+WEIGHTINGS: dict[str, dict[str, Any]] = {
+    **{name: {"weighting": name} for name in ("ones", "identity", "softmax")},
+    "sharp softmax": {"weighting": "softmax", "temperature": 0.5},
+}
 WEIGHTS: dict[str, Any] = {
     "sum": None,
     "standard": (6, CHANNELS, 1),
@@ -126,12 +130,8 @@ def tensors(case: dict[str, Any]) -> dict[str, Tensor | None]:
 
 def aggregate_options(case: dict[str, Any]) -> dict[str, Any]:
     shape = WEIGHTS[case["weight"]]
-    weighting = {
-        "weighting": case["weighting"],
-        "temperature": case["temperature"],
-        "groups": 1 if shape is None else shape[2],
-    }
-    return {"k": K, "deterministic": case["deterministic"], **weighting, **search_options(case)}
+    options = {"k": K, "groups": 1 if shape is None else shape[2], "deterministic": case["deterministic"]}
+    return {**options, **WEIGHTINGS[case["weighting"]], **search_options(case)}
 
 
 def results(given: dict[str, Tensor | None], options: dict[str, Any]) -> dict[str, Tensor]:
@@ -175,10 +175,9 @@ OPTIONS = {
     "queries": tuple(QUERIES),
     "include_self": (False, True),
     "masked": (False, True),
-    "weighting": ("ones", "identity", "softmax"),
+    "weighting": tuple(WEIGHTINGS),
     "weight": tuple(WEIGHTS),
     "bias": (False, True),
-    "temperature": (1.0, 0.5),
     "deterministic": (False, True),
     "dtype": (torch.float64, torch.float32, torch.bfloat16, torch.float16),
 }
@@ -192,7 +191,7 @@ def test_outputs_and_gradients(case):
 
 
 @pytest.mark.parametrize("dtype", OPTIONS["dtype"])
-@pytest.mark.parametrize("weighting", OPTIONS["weighting"])
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("weight", WEIGHTS)
 def test_every_aggregation(weight, weighting, dtype):
     """Gathering alone, of neighbours that are given: with every weight, weighting and precision."""
@@ -205,7 +204,7 @@ def test_every_aggregation(weight, weighting, dtype):
 
     def gather(impl: str, similarity: Tensor, value: Tensor, **others: Any) -> Tensor:
         found = convnn.Neighbors(similarity, index)
-        return convnn.knn_gather(value, found, weighting=weighting, groups=groups, impl=impl, temperature=0.7, **others)
+        return convnn.knn_gather(value, found, groups=groups, impl=impl, **WEIGHTINGS[weighting], **others)
 
     exact = {name: None if tensor is None else tensor.double() for name, tensor in given.items()}
     expected = function_with_gradients(functools.partial(gather, "reference"), **exact)

@@ -144,11 +144,11 @@ def test_gathering_is_a_1d_convolution_over_the_concatenated_neighbours(weightin
     value = torch.randn(2, 10, 4, dtype=torch.float64)
     weight, bias = torch.randn(8, 4 // groups, 3, dtype=torch.float64), torch.randn(8, dtype=torch.float64)
     found = convnn.Neighbors(torch.randn(2, 6, 3, dtype=torch.float64), torch.randint(10, (2, 6, 3)))
-    y = convnn.knn_gather(value, found, weight, bias, weighting=weighting, temperature=0.5, groups=groups, impl=impl)
+    y = convnn.knn_gather(value, found, weight, bias, weighting=weighting, groups=groups, impl=impl)
     rho = {
         "ones": torch.ones(2, 6, 3, dtype=torch.float64),
         "identity": found.similarity,
-        "softmax": (2 * found.similarity).exp() / (2 * found.similarity).exp().sum(-1, keepdim=True),
+        "softmax": found.similarity.exp() / found.similarity.exp().sum(-1, keepdim=True),
     }[weighting]
     neighbours = torch.stack([value[b][found.index[b]] for b in range(2)]) * rho.unsqueeze(-1)
     concatenated = neighbours.flatten(1, 2).transpose(1, 2)

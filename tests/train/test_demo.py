@@ -9,11 +9,12 @@ from PIL import Image
 from rich.console import Console
 
 from convnn.accounting import count_flops, count_parameters
-from convnn.train import DemoSettings
+from convnn.train import DemoSettings, demo
 from convnn.train.demo import run_demo
 from convnn.train.demo_runs import Task, load_weights, train_stop
 from convnn.train.digits import load_digits_splits
 from convnn.train.spectrum import STOPS, Plan, base_network, build, identities
+from convnn.train.workers import one_thread
 
 TINY = Plan({"cnn": 2, "transformer": 2}, {"cnn": 4e-3, "transformer": 3e-3}, images=64)
 VOID = {"meta", "link", "br", "img", "line", "circle", "polyline"}
@@ -173,3 +174,28 @@ def test_digits_are_split_by_the_seed_without_overlap():
     assert one["train"].images.std().item() == pytest.approx(1, abs=1e-5)
     total = sum(split.labels.bincount() for split in one.values())
     assert total.tolist() == sum(split.labels.bincount() for split in other.values()).tolist()
+
+
+def test_the_whole_demo_shares_its_runs_among_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "FULL", TINY)
+    monkeypatch.setattr(demo, "STOPS", (STOPS[0], STOPS[4]))
+    monkeypatch.setattr(demo, "available_cores", lambda: 2)
+    results = run_demo(DemoSettings(out=str(tmp_path)), console=Console(file=io.StringIO()))
+    assert results["seeds"] == [0, 1, 2]
+    assert results["provenance"]["processes"] == "2"
+    for row in results["rows"]:
+        runs = row["runs"]
+        assert [run["seed"] for run in runs] == [0, 1, 2]
+        accuracies = [run["test_accuracy"] for run in runs]
+        assert row["accuracy"]["mean"] == pytest.approx(sum(accuracies) / 3)
+        assert row["accuracy"]["std"] == pytest.approx(torch.tensor(accuracies, dtype=torch.float64).std().item())
+        with one_thread():
+            alone, _ = train_stop(Task(row["key"], 1, 0, TINY), lambda *_: None)
+        assert alone["test_accuracy"] == runs[1]["test_accuracy"]
+        assert [e["train_loss"] for e in alone["epochs"]] == [e["train_loss"] for e in runs[1]["epochs"]]
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "This is a quick run" not in page
+    assert "mean ± standard deviation over 3 seeds" in page
+    assert "A difference within the spread is no difference" in page
+    assert page.count("<details") == 3
+    assert "→" in page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -12,7 +13,13 @@ from ..types import Choice, Gather, Neighbors, Search
 
 _log = logging.getLogger("convnn")
 
-_LIMITS: dict[str, str] = {"conv": "a convolution", "sdpa": "attention"}
+# What runs only some aggregations, in the order in which "auto" asks them, and why it does.
+_SPECIAL = {
+    "conv": "this is a convolution, which has a native kernel",
+    "sdpa": "this is attention, which has a native kernel",
+    "sampled": "few candidates: the slot matrices meet each of them once",
+}
+_GENERAL = ("reference", "dense", "tiled")
 
 
 def choose_impl(impl: str, search: Search | None, gather: Gather | None) -> Choice:
@@ -20,58 +27,61 @@ def choose_impl(impl: str, search: Search | None, gather: Gather | None) -> Choi
 
     Pure: it reads shapes and options and runs nothing. Raises if an explicit ``impl`` cannot run the problem.
     """
-    if impl in ("reference", "dense"):
+    if impl in _GENERAL:
         return Choice(impl, "asked for")
-    refusals = [_cannot(name, search, gather) for name in _LIMITS]
-    if impl in _LIMITS:
-        refusal = refusals[list(_LIMITS).index(impl)]
-        if refusal is not None:
-            raise invalid("impl", f"an implementation that can run this ({impl!r} cannot: {refusal})", repr(impl),
-                          "use impl='auto'")  # fmt: skip
+    refusals = {name: _cannot(name, search, gather) for name in _SPECIAL}
+    if impl in _SPECIAL:
+        if refusals[impl] is not None:
+            expected = f"an implementation that can run this ({impl!r} cannot: {refusals[impl]})"
+            raise invalid("impl", expected, repr(impl), "use impl='auto'")
         return Choice(impl, "asked for")
-    for name, refusal in zip(_LIMITS, refusals, strict=True):
+    for name, refusal in refusals.items():
         if refusal is None:
-            return Choice(name, f"this is {_LIMITS[name]}, which has a native kernel")
-    why = "; ".join(f"not {name}: {refusal}" for name, refusal in zip(_LIMITS, refusals, strict=True))
-    return Choice("dense", f"the general implementation ({why})")
+            return Choice(name, _SPECIAL[name])
+    why = "; ".join(f"not {name}: {refusal}" for name, refusal in refusals.items())
+    return Choice("tiled", f"the general implementation of bounded memory ({why})")
 
 
 def _cannot(name: str, search: Search | None, gather: Gather | None) -> str | None:
     if search is None or gather is None:
         return "it is known only where search and aggregation are one call"
-    from . import limits
+    from . import limits, sampled
 
-    return limits.cannot_convolve(search, gather) if name == "conv" else limits.cannot_attend(search, gather)
+    asks = {"conv": limits.cannot_convolve, "sdpa": limits.cannot_attend, "sampled": sampled.cannot_sample}
+    return asks[name](search, gather)
 
 
 def run_search(impl: str, problem: Search) -> Neighbors:
     """Run ``knn_search`` by the implementation chosen."""
-    from . import dense, reference
-
-    choice = _logged(choose_impl(impl, problem, None))
-    return reference.search(problem) if choice.impl == "reference" else dense.search(problem)
+    found: Neighbors = _general(_logged(choose_impl(impl, problem, None))).search(problem)
+    return found
 
 
 def run_gather(impl: str, problem: Gather, neighbors: Neighbors) -> Tensor:
     """Run ``knn_gather`` by the implementation chosen."""
-    from . import dense, reference
-
-    choice = _logged(choose_impl(impl, None, problem))
-    return reference.gather(problem, neighbors) if choice.impl == "reference" else dense.gather(problem, neighbors)
+    out: Tensor = _general(_logged(choose_impl(impl, None, problem))).gather(problem, neighbors)
+    return out
 
 
 def run_aggregate(impl: str, search: Search, gather: Gather) -> Tensor:
     """Run ``knn_aggregate`` by the implementation chosen."""
-    from . import dense, limits, reference
+    from . import limits, sampled, tiled
 
     choice = _logged(choose_impl(impl, search, gather))
-    run = {
-        "reference": reference.aggregate,
-        "dense": dense.aggregate,
-        "conv": limits.convolve,
-        "sdpa": limits.attend,
-    }[choice.impl]
-    return run(search, gather)
+    if choice.impl == "conv":
+        return limits.convolve(search, gather)
+    if choice.impl == "sdpa":
+        return limits.attend(search, gather)
+    if choice.impl == "sampled":
+        return sampled.mix(search, gather, tiled.search(search))
+    out: Tensor = _general(choice).aggregate(search, gather)
+    return out
+
+
+def _general(choice: Choice) -> ModuleType:
+    from . import dense, reference, tiled
+
+    return {"reference": reference, "dense": dense, "tiled": tiled}[choice.impl]
 
 
 def _logged(choice: Choice) -> Choice:

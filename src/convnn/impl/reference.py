@@ -114,14 +114,21 @@ def _similarity(problem: Search, query: Tensor, key: Tensor, own: int | None, j:
         k = torch.cat([name.lam * k / spread, (1 - name.lam) * _coordinates(j, problem.grid, key)])
         name = name.feature
     if name == "dot":
-        return torch.dot(q, k) * problem.scale
+        return (q * k).sum() * problem.scale
     if name == "cosine":
         zero = bool((q == 0).all()) or bool((k == 0).all())
-        return (q * 0).sum() + (k * 0).sum() if zero else torch.dot(q, k) / (q.norm() * k.norm())
+        return (q * 0).sum() + (k * 0).sum() if zero else (_unit(q) * _unit(k)).sum()
     squared = (q - k).square().sum()
     if name == "sqeuclidean":
         return -squared
     return -squared.sqrt() if squared > 0 else squared * 0
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Scale to length 1, by way of the largest entry, so that no square under- or overflows."""
+    scaled = x / x.detach().abs().max()
+    unit: Tensor = scaled / scaled.norm()
+    return unit
 
 
 def _coordinates(j: int, grid: tuple[int, ...], like: Tensor) -> Tensor:

@@ -24,9 +24,12 @@ class Embedded(NamedTuple):
 
 def normalize(x: Tensor) -> Tensor:
     """Scale vectors ``(..., C)`` to unit length; a zero vector stays zero, with gradient zero."""
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    is_zero = norm == 0
-    return torch.where(is_zero, torch.zeros_like(x), x / norm.masked_fill(is_zero, 1))
+    # Divided by their largest entry first (which changes nothing else), so that no square under- or overflows.
+    largest = torch.linalg.vector_norm(x.detach(), ord=torch.inf, dim=-1, keepdim=True)
+    is_zero = largest == 0
+    scaled = x / largest.masked_fill(is_zero, 1)
+    unit: Tensor = scaled / torch.linalg.vector_norm(scaled, dim=-1, keepdim=True).masked_fill(is_zero, 1)
+    return unit.masked_fill(is_zero, 0)
 
 
 def embed(query: Tensor, key: Tensor, metric: str, scale: float) -> Embedded:
@@ -35,18 +38,35 @@ def embed(query: Tensor, key: Tensor, metric: str, scale: float) -> Embedded:
         return Embedded(normalize(query), normalize(key), None)
     if metric == "dot":
         return Embedded(query * scale, key, None)
-    # Distances do not change when both sides move; about the keys' mean, |q|^2 + |k|^2 - 2<q,k> cancels least.
-    centre = key.detach().mean(dim=1, keepdim=True)
-    centre = torch.where(centre.isfinite(), centre, torch.zeros_like(centre))
+    # Distances do not change when both sides move; about the keys' middle, |q|^2 + |k|^2 - 2<q,k> cancels least.
+    centre = _coarse_centre(key.detach())
     query, key = query - centre, key - centre
     return Embedded(query, key, key.square().sum(-1) * -0.5)
+
+
+def _coarse_centre(key: Tensor) -> Tensor:
+    """Return about the middle of most keys, ``(B, 1, C)``: the median of 64 of them, to an eighth of its scale.
+
+    A median, because one far key must not move it. Rounded, because whole numbers then stay short numbers, and equal
+    distances between them are computed as equal. Where it is not finite it is 0.
+    """
+    some = key[:, :: max(key.shape[1] // 64, 1)]
+    median = some.median(dim=1, keepdim=True).values
+    scale = some.abs().median(dim=1, keepdim=True).values.amax(dim=2, keepdim=True)
+    grain = torch.exp2(scale.log2().floor() - 3)
+    centre = (median / grain).round() * grain
+    return torch.where(centre.isfinite(), centre, torch.zeros_like(centre))
 
 
 def of_pairs(query: Tensor, key: Tensor, metric: str) -> Tensor:
     """Return the similarity of embedded vectors, pair by pair: ``(..., C)`` and ``(..., C)`` to ``(...)``."""
     if metric not in EUCLIDEAN:
         return (query * key).sum(-1)
-    squared = (query - key).square().sum(-1)
+    return of_distance((query - key).square().sum(-1), metric)
+
+
+def of_distance(squared: Tensor, metric: str) -> Tensor:
+    """Turn squared distances into ``sqeuclidean`` or ``euclidean`` similarities."""
     if metric == "sqeuclidean":
         return -squared
     # The derivative of a distance at 0 is not defined; 0 is the one that is no NaN and no preference.

@@ -51,8 +51,8 @@ class Plan:
     images: int = 2000
 
 
-FULL = Plan({"cnn": 8, "transformer": 10}, {"cnn": 4e-3, "transformer": 3e-3})
-QUICK = Plan({"cnn": 2, "transformer": 2}, {"cnn": 4e-3, "transformer": 3e-3}, batch_size=16, images=240)
+FULL = Plan({"cnn": 6, "transformer": 8}, {"cnn": 1e-2, "transformer": 4e-3})
+QUICK = Plan({"cnn": 2, "transformer": 2}, {"cnn": 1e-2, "transformer": 4e-3}, batch_size=16, images=240)
 
 
 def base_network(family: Family) -> nn.Module:

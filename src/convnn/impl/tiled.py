@@ -1,0 +1,81 @@
+"""Bounded memory: the search in tiles, the aggregation without a k-fold copy; ``O(B N (C + k))`` in all.
+
+Every step is a custom operator that saves tokens and indices only and recomputes the rest in its backward pass.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import plan
+from ..ops.bags import bag_sum, pair_distance, pair_product
+from ..ops.nearest import nearest
+from ..ops.slots import slot_mix
+from ..precision import autocast_dtype, without_autocast
+from ..stages import select, similarity
+from ..types import Gather, Neighbors, Search
+
+
+def search(problem: Search) -> Neighbors:
+    """Find the k neighbours of every query, some queries at a time."""
+    if problem.similarity == "spatial":
+        return plan.search_spatial(problem)
+    with without_autocast(problem.query.device):
+        query, key, metric = plan.features(problem)
+        embedded = similarity.embed(query, key, metric, problem.scale)
+        own = plan.own_index(problem)
+        with torch.no_grad():
+            index = _choose(problem, embedded, plan.table_of(problem, own), own)
+        if not problem.need_similarity:
+            return plan.unweighted(problem, index)
+        return plan.in_slot_order(problem, _of_pairs(embedded, index, metric), index)
+
+
+def _choose(problem: Search, embedded: similarity.Embedded, table: plan.Table, own: Tensor | None) -> Tensor:
+    if table.keys is not None and table.keys.dim() == 2:
+        return plan.choose(problem, _window_scores(embedded, table.keys), table, own)
+    query, key, bias = embedded
+    own, masked = own if problem.include_self else None, problem.key_padding_mask
+    place = own
+    if table.keys is not None:
+        key, bias = key[:, table.keys], None if bias is None else bias[:, table.keys]
+        masked = None if masked is None else masked[:, table.keys]
+        place = None if own is None else plan.place_among(own, table.keys, problem.key.shape[1])
+    plan.check_counts(problem, table.keys, place)
+    places = nearest(query, key, bias, masked, place, problem.k - (own is not None), problem.deterministic)
+    index = places if table.keys is None else table.keys[places]
+    return index if own is None else select.with_self_first(own, index)
+
+
+def _window_scores(embedded: similarity.Embedded, keys: Tensor) -> Tensor:
+    """Compare every query with its own window ``(N, w)``: ``(B, N, w)``."""
+    query, key, bias = embedded
+    scores: Tensor = pair_product(query, key, keys.expand(query.shape[0], -1, -1))
+    if bias is None:
+        return scores
+    return (scores + bias[:, keys]).masked_fill(bias[:, keys].isneginf(), -torch.inf)
+
+
+def _of_pairs(embedded: similarity.Embedded, index: Tensor, metric: str) -> Tensor:
+    compare = pair_distance if metric in similarity.EUCLIDEAN else pair_product
+    pairs: Tensor = compare(embedded.query, embedded.key, index)
+    return similarity.of_distance(pairs, metric) if metric in similarity.EUCLIDEAN else pairs
+
+
+def gather(problem: Gather, neighbors: Neighbors) -> Tensor:
+    """Aggregate the neighbours by weighted sums of rows."""
+    rho = plan.rho_of(problem, neighbors.similarity)
+    if problem.weight is None:
+        value = problem.value
+        mixed: Tensor = bag_sum(value, neighbors.index, None if rho is None else rho.to(value.dtype))
+    else:
+        dtype = autocast_dtype(problem.value)
+        value, weight = problem.value.to(dtype), problem.weight.to(dtype)
+        mixed = slot_mix(value, weight, neighbors.index, None if rho is None else rho.to(dtype), problem.groups)
+    return mixed if problem.bias is None else mixed + problem.bias.to(mixed.dtype)
+
+
+def aggregate(problem: Search, aggregation: Gather) -> Tensor:
+    """Search, then gather."""
+    return gather(aggregation, search(problem))

@@ -1,0 +1,180 @@
+"""Operators on indexed rows whose derivatives are each other, to any order, without a k-fold copy.
+
+bag_sum      out[b,n] = sum_m w[b,n,m] table[b, I[b,n,m]]            a weighted sum of gathered rows
+bag_scatter  out[b,j] = sum over (n,m) with I[b,n,m] = j of w[b,n,m] source[b,n]         its transpose
+pair_product out[b,n,m] = <query[b,n], table[b, I[b,n,m]]>           the products of gathered pairs
+pair_distance out[b,n,m] = |query[b,n] - table[b, I[b,n,m]]|^2       their squared distances
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .vmap import register_loop
+
+# Rows gathered at a time: small enough to stay in the cache, and never above the size that the allocator maps anew.
+_TILE_BYTES = 1 << 20
+
+
+def _flat(index: Tensor, rows: int) -> Tensor:
+    """Number the rows of the whole batch: ``(B, N, k)`` into ``B * rows`` rows, flattened."""
+    first = torch.arange(index.shape[0], device=index.device).mul_(rows)
+    return (index + first.view(-1, 1, 1)).flatten()
+
+
+def _bags(table: Tensor, rows: Tensor, starts: Tensor, weight: Tensor | None) -> Tensor:
+    """Sum the rows of ``table`` in bags that begin at ``starts``."""
+    weight = None if weight is None else weight.to(table.dtype)
+    out: Tensor = torch.embedding_bag(table, rows, starts, False, 0, False, weight)[0]
+    return out
+
+
+@torch.library.custom_op("convnn::bag_sum", mutates_args=())
+def bag_sum(table: Tensor, index: Tensor, weight: Tensor | None) -> Tensor:
+    """Sum k rows per query: ``(B, M, C)``, ``(B, N, k)``, weights ``(B, N, k)`` or ones, to ``(B, N, C)``."""
+    batch, count, channels = table.shape
+    queries, k = index.shape[1:]
+    if index.numel() == 0:
+        return table.new_zeros(batch, queries, channels)
+    starts = torch.arange(0, batch * queries * k, k, device=index.device)
+    weight = None if weight is None else weight.flatten()
+    return _bags(table.reshape(-1, channels), _flat(index, count), starts, weight).reshape(batch, queries, channels)
+
+
+@torch.library.custom_op("convnn::bag_scatter", mutates_args=())
+def bag_scatter(source: Tensor, index: Tensor, weight: Tensor | None, rows: int) -> Tensor:
+    """Add each query's row to its k targets: ``(B, N, C)``, ``(B, N, k)``, weights or ones, to ``(B, rows, C)``.
+
+    The index is inverted by one sort of integers, so that every target is a sum over its own queries: no atomic
+    additions, and the same result at every run.
+    """
+    batch, _, channels = source.shape
+    k = index.shape[2]
+    if index.numel() == 0:
+        return source.new_zeros(batch, rows, channels)
+    targets, order = _flat(index, rows).to(torch.int32).sort(stable=True)
+    starts = torch.searchsorted(targets, torch.arange(batch * rows, dtype=torch.int32, device=index.device))
+    weight = None if weight is None else weight.flatten()[order]
+    senders = torch.div(order, k, rounding_mode="floor")
+    return _bags(source.reshape(-1, channels), senders, starts, weight).reshape(batch, rows, channels)
+
+
+@torch.library.custom_op("convnn::pair_product", mutates_args=())
+def pair_product(query: Tensor, table: Tensor, index: Tensor) -> Tensor:
+    """Multiply each query with its k rows: ``(B, N, C)``, ``(B, M, C)``, ``(B, N, k)`` to ``(B, N, k)``."""
+    return _pairwise(query, table, index, lambda gathered, part: gathered.mul_(part))
+
+
+@torch.library.custom_op("convnn::pair_distance", mutates_args=())
+def pair_distance(query: Tensor, table: Tensor, index: Tensor) -> Tensor:
+    """Return the squared distances of each query from its k rows, shaped as ``pair_product``; exactly 0 for equals."""
+    return _pairwise(query, table, index, lambda gathered, part: gathered.sub_(part).square_())
+
+
+def _pairwise(query: Tensor, table: Tensor, index: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Combine each query with its k rows, some queries at a time, and sum over channels."""
+    channels, k = query.shape[2], index.shape[2]
+    out = torch.empty(index.shape, dtype=query.dtype, device=query.device)
+    if index.numel() == 0:
+        return out
+    rows, flat_table = _flat(index, table.shape[1]), table.reshape(-1, channels)
+    flat_query, flat_out = query.reshape(-1, channels), out.view(-1, k)
+    step = max(1, _TILE_BYTES // (k * channels * query.element_size()))
+    for start in range(0, flat_query.shape[0], step):
+        part = flat_query[start : start + step]
+        gathered = flat_table.index_select(0, rows[start * k : (start + part.shape[0]) * k])
+        combined = combine(gathered.reshape(-1, k, channels), part.unsqueeze(1))
+        torch.sum(combined, dim=-1, out=flat_out[start : start + step])
+    return out
+
+
+@bag_sum.register_fake
+def _(table: Tensor, index: Tensor, weight: Tensor | None) -> Tensor:
+    return table.new_empty(index.shape[0], index.shape[1], table.shape[2])
+
+
+@bag_scatter.register_fake
+def _(source: Tensor, index: Tensor, weight: Tensor | None, rows: int) -> Tensor:
+    return source.new_empty(source.shape[0], rows, source.shape[2])
+
+
+@pair_product.register_fake
+def _(query: Tensor, table: Tensor, index: Tensor) -> Tensor:
+    return query.new_empty(index.shape)
+
+
+@pair_distance.register_fake
+def _(query: Tensor, table: Tensor, index: Tensor) -> Tensor:
+    return query.new_empty(index.shape)
+
+
+def _save_bag_sum(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    table, index, weight = inputs
+    ctx.rows = table.shape[1]
+    ctx.save_for_backward(table, index, weight)
+
+
+def _bag_sum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    table, index, weight = ctx.saved_tensors
+    of_table, _, of_weight = ctx.needs_input_grad
+    return (
+        bag_scatter(grad, index, weight, ctx.rows) if of_table else None,
+        None,
+        pair_product(grad, table, index).to(weight.dtype) if of_weight else None,
+    )
+
+
+def _save_bag_scatter(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    source, index, weight, _ = inputs
+    ctx.save_for_backward(source, index, weight)
+
+
+def _bag_scatter_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    source, index, weight = ctx.saved_tensors
+    of_source, _, of_weight, _ = ctx.needs_input_grad
+    return (
+        bag_sum(grad, index, weight) if of_source else None,
+        None,
+        pair_product(source, grad, index).to(weight.dtype) if of_weight else None,
+        None,
+    )
+
+
+def _save_pairs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _pair_product_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    query, table, index = ctx.saved_tensors
+    of_query, of_table, _ = ctx.needs_input_grad
+    return (
+        bag_sum(table, index, grad) if of_query else None,
+        bag_scatter(query, index, grad, table.shape[1]) if of_table else None,
+        None,
+    )
+
+
+def _pair_distance_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    query, table, index = ctx.saved_tensors
+    of_query, of_table, _ = ctx.needs_input_grad
+    in_query = in_table = None
+    if of_query:
+        in_query = 2 * (query * grad.sum(-1, keepdim=True) - bag_sum(table, index, grad))
+    if of_table:
+        each = torch.ones_like(query[..., :1])
+        total = bag_scatter(each, index, grad, table.shape[1])
+        in_table = 2 * (table * total - bag_scatter(query, index, grad, table.shape[1]))
+    return in_query, in_table, None
+
+
+bag_sum.register_autograd(_bag_sum_backward, setup_context=_save_bag_sum)
+bag_scatter.register_autograd(_bag_scatter_backward, setup_context=_save_bag_scatter)
+pair_product.register_autograd(_pair_product_backward, setup_context=_save_pairs)
+pair_distance.register_autograd(_pair_distance_backward, setup_context=_save_pairs)
+
+for _op in (bag_sum, bag_scatter, pair_product, pair_distance):
+    register_loop(_op)

@@ -1,0 +1,163 @@
+"""The aggregation by slot matrices without a k-fold copy of the values, and its derivative.
+
+Forward: every value meets every slot's matrix once, some samples at a time, and the k projected rows of each query are
+summed. Backward: the output's gradients are added up per value and slot (the transpose of that sum), and two products
+give the gradients of values and matrices.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .bags import bag_scatter, bag_sum, pair_product
+from .vmap import register_loop
+
+# Projected values held at a time.
+_CHUNK_BYTES = 1 << 23
+
+
+def _chunk(value: Tensor, weight: Tensor) -> int:
+    """How many samples to take at a time."""
+    sample = value.shape[1] * weight.shape[0] * weight.shape[2] * value.element_size()
+    return max(1, _CHUNK_BYTES // max(sample, 1))
+
+
+def _slot_rows(index: Tensor) -> Tensor:
+    """Number the projected rows: value j in slot m is row ``j * k + m``."""
+    k = index.shape[2]
+    return index * k + torch.arange(k, device=index.device)
+
+
+def project(value: Tensor, weight: Tensor, groups: int) -> Tensor:
+    """Apply every slot's matrix to every value: ``(b, M, C_in)`` to ``(b, M * k, C_out)``."""
+    batch, rows, channels = value.shape
+    out, _, k = weight.shape
+    if groups == 1:
+        matrix = weight.permute(1, 2, 0).reshape(channels, k * out)
+        return torch.mm(value.reshape(-1, channels), matrix).view(batch, rows * k, out)
+    if weight.shape[1] == 1 and out == channels:
+        return (value.unsqueeze(2) * weight.squeeze(1).t().contiguous()).reshape(batch, rows * k, out)
+    grouped, slots = value.unflatten(2, (groups, -1)), weight.unflatten(0, (groups, -1))
+    return torch.einsum("bmgc,gock->bmkgo", grouped, slots).reshape(batch, rows * k, out)
+
+
+def _of_value(sums: Tensor, weight: Tensor, groups: int, rows: int) -> Tensor:
+    """Turn the gradients per value and slot ``(b, M * k, C_out)`` into those of the values ``(b, M, C_in)``."""
+    batch, (out, width, k) = sums.shape[0], weight.shape
+    if groups == 1:
+        matrix = weight.permute(2, 0, 1).reshape(k * out, width)
+        return torch.mm(sums.reshape(-1, k * out), matrix).reshape(batch, rows, width)
+    slots = weight.unflatten(0, (groups, -1))
+    if width == 1 and out == groups:
+        return (sums.reshape(batch, rows, k, out) * weight.squeeze(1).t().contiguous()).sum(2)
+    return torch.einsum("bmkgo,gock->bmgc", sums.reshape(batch, rows, k, groups, -1), slots).flatten(2)
+
+
+def _of_weight(sums: Tensor, value: Tensor, weight: Tensor, groups: int) -> Tensor:
+    """Turn the gradients per value and slot ``(b, M * k, C_out)`` into those of the slot matrices."""
+    batch, rows, channels = value.shape
+    out, width, k = weight.shape
+    if groups == 1:
+        product = torch.mm(value.reshape(-1, channels).t(), sums.reshape(-1, k * out))
+        return product.reshape(channels, k, out).permute(2, 0, 1)
+    per_slot = sums.reshape(batch, rows, k, groups, -1)
+    if width == 1 and out == groups:
+        return (per_slot.flatten(3) * value.unsqueeze(2)).sum((0, 1)).t().unsqueeze(1)
+    return torch.einsum("bmkgo,bmgc->gock", per_slot, value.unflatten(2, (groups, -1))).flatten(0, 1)
+
+
+@torch.library.custom_op("convnn::slot_mix", mutates_args=())
+def slot_mix(value: Tensor, weight: Tensor, index: Tensor, rho: Tensor | None, groups: int) -> Tensor:
+    """Mix k neighbours by one matrix per slot.
+
+    Values ``(B, M, C_in)``, weight ``(C_out, C_in/groups, k)``, index and weights rho ``(B, N, k)`` (or None for ones),
+    to ``(B, N, C_out)``.
+    """
+    out = value.new_empty(value.shape[0], index.shape[1], weight.shape[0])
+    step = _chunk(value, weight)
+    for start in range(0, value.shape[0], step):
+        part = slice(start, start + step)
+        projected = project(value[part], weight, groups)
+        out[part] = bag_sum(projected, _slot_rows(index[part]), None if rho is None else rho[part])
+    return out
+
+
+@torch.library.custom_op("convnn::slot_mix_backward", mutates_args=())
+def slot_mix_backward(
+    grad: Tensor, value: Tensor, weight: Tensor, index: Tensor, rho: Tensor | None, groups: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of values, slot matrices and rho (empty where rho is None)."""
+    of_value, of_weight = torch.empty_like(value), torch.zeros_like(weight)
+    of_rho = value.new_empty(index.shape if rho is not None else (0,))
+    step, rows = _chunk(value, weight), value.shape[1]
+    for start in range(0, value.shape[0], step):
+        part = slice(start, start + step)
+        slot_rows, weights = _slot_rows(index[part]), None if rho is None else rho[part]
+        sums = bag_scatter(grad[part], slot_rows, weights, rows * weight.shape[2])
+        of_value[part] = _of_value(sums, weight, groups, rows)
+        of_weight += _of_weight(sums, value[part], weight, groups)
+        if rho is not None:
+            of_rho[part] = pair_product(grad[part], project(value[part], weight, groups), slot_rows)
+    return of_value, of_weight, of_rho
+
+
+@slot_mix.register_fake
+def _(value: Tensor, weight: Tensor, index: Tensor, rho: Tensor | None, groups: int) -> Tensor:
+    return value.new_empty(value.shape[0], index.shape[1], weight.shape[0])
+
+
+@slot_mix_backward.register_fake
+def _(
+    grad: Tensor, value: Tensor, weight: Tensor, index: Tensor, rho: Tensor | None, groups: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    of_rho = value.new_empty(index.shape if rho is not None else (0,))
+    return torch.empty_like(value), torch.empty_like(weight), of_rho
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    value, weight, index, rho, ctx.groups = inputs
+    ctx.save_for_backward(value, weight, index, rho)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    value, weight, index, rho = ctx.saved_tensors
+    of_value, of_weight, of_rho = slot_mix_backward(grad, value, weight, index, rho, ctx.groups)
+    return of_value, of_weight, None, None if rho is None else of_rho.to(rho.dtype), None
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    grad, value, weight, index, rho, ctx.groups = inputs
+    ctx.save_for_backward(grad, value, weight, index, rho)
+
+
+def _double_backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+    """Differentiate the backward pass, written as differentiable operators on the whole batch."""
+    grad, value, weight, index, rho = ctx.saved_tensors
+    inputs = [x for x in (grad, value, weight, rho) if x is not None]
+    with torch.enable_grad():
+        given = [x if x.requires_grad else x.detach().requires_grad_() for x in inputs]
+        of_grad, of_value, of_weight = given[:3]
+        outputs = _backward_of(of_grad, of_value, of_weight, index, given[3] if len(given) > 3 else None, ctx.groups)
+        found = torch.autograd.grad(outputs, given, cotangents[: len(outputs)], create_graph=True, allow_unused=True)
+    return found[0], found[1], found[2], None, found[3] if len(given) > 3 else None, None
+
+
+def _backward_of(
+    grad: Tensor, value: Tensor, weight: Tensor, index: Tensor, rho: Tensor | None, groups: int
+) -> tuple[Tensor, ...]:
+    rows, slot_rows = value.shape[1], _slot_rows(index)
+    sums = bag_scatter(grad, slot_rows, rho, rows * weight.shape[2])
+    gradients = (_of_value(sums, weight, groups, rows), _of_weight(sums, value, weight, groups))
+    if rho is None:
+        return gradients
+    return (*gradients, pair_product(grad, project(value, weight, groups), slot_rows))
+
+
+slot_mix.register_autograd(_backward, setup_context=_save)
+slot_mix_backward.register_autograd(_double_backward, setup_context=_save_backward)
+
+for _op in (slot_mix, slot_mix_backward):
+    register_loop(_op)

@@ -1,0 +1,207 @@
+"""What every way of searching does alike: what to compare, who may be chosen, in which order slots come.
+
+The implementations differ in how they find the largest scores; this is the rest of a search.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .errors import invalid
+from .precision import search_dtype
+from .stages import aggregate, candidates, geometry, select, similarity
+from .types import Blend, Gather, Grid, Lattice, Neighbors, Search, Window
+
+
+class Table(NamedTuple):
+    """Who may be chosen: ``keys`` None (every key), ``(r,)`` or ``(N, w)``; ``exists`` ``(N, w)`` or None (all do)."""
+
+    keys: Tensor | None
+    exists: Tensor | None
+
+
+def features(problem: Search) -> tuple[Tensor, Tensor, str]:
+    """The vectors to compare, in the precision of the search: the tokens, or the tokens beside their coordinates."""
+    dtype = search_dtype(problem.query.dtype)
+    query, key = problem.query.to(dtype), problem.key.to(dtype)
+    if not isinstance(problem.similarity, Blend):
+        return query, key, problem.similarity
+    lam, feature = problem.similarity.lam, problem.similarity.feature
+    places = geometry.coordinates(problem.grid, dtype=dtype, device=key.device)
+    spread = similarity.feature_spread(key)
+    own = own_index(problem)
+    own_places = places if own is None else places[own]
+    return (
+        similarity.blend(query, spread, own_places, lam),
+        similarity.blend(key, spread, places, lam),
+        feature,
+    )
+
+
+def own_index(problem: Search) -> Tensor | None:
+    """Return where the queries stand among the keys, ``(N,)``, or None if they are no keys."""
+    if isinstance(problem.query_index, Lattice):
+        return problem.query_index.index(problem.grid, problem.query.device)
+    return problem.query_index
+
+
+def table_of(problem: Search, own: Tensor | None) -> Table:
+    """Return who may be chosen, by queries that stand at ``own`` ``(N,)``."""
+    chosen, grid, device = problem.candidates, problem.grid, problem.query.device
+    if isinstance(chosen, Tensor):
+        return Table(chosen, None)
+    if isinstance(chosen, Grid):
+        return Table(candidates.grid_positions(chosen.g, chosen.margin, grid, device=device), None)
+    if isinstance(chosen, Window) and own is not None:
+        size, dilation = chosen.per_axis(len(grid))
+        positions = geometry.unravel(own, grid)
+        if chosen.border == "shift":
+            return Table(candidates.shifted_window(size, dilation, positions, grid=grid), None)
+        return Table(*candidates.clipped_window(candidates.window_offsets(size, dilation, device), positions, grid))
+    return Table(None, None)
+
+
+def choose(problem: Search, scores: Tensor, table: Table, own: Tensor | None) -> Tensor:
+    """From scores ``(B or 1, N, w)`` to the keys chosen, ``(B, N, k)``, own token first where it is always taken."""
+    batch, take_self = problem.query.shape[0], problem.include_self and own is not None
+    excluded = excluded_of(problem, table, own if take_self else None)
+    if excluded is not None:
+        if not problem.every:  # then the mask is not to reduce k, and was checked to leave a key
+            allowed = (~excluded).expand(*excluded.shape[:2], scores.shape[-1])
+            check_enough(problem, allowed.sum(-1), problem.k - take_self)
+        scores = select.exclude(scores, excluded)
+    places = select.top(scores, problem.k - take_self, deterministic=problem.deterministic)
+    if problem.similarity == "spatial":
+        places = places.sort(dim=-1).values
+    index = _to_keys(places, table).expand(batch, -1, -1)
+    return select.with_self_first(own, index) if take_self and own is not None else index
+
+
+def place_among(own: Tensor, keys: Tensor, count: int) -> Tensor:
+    """Return where the tokens ``own`` ``(...)`` stand in the list ``keys`` ``(r,)`` of ``count``; -1 if nowhere."""
+    places = torch.arange(keys.shape[0], device=keys.device)
+    return torch.full((count,), -1, device=keys.device).scatter(0, keys, places)[own]
+
+
+def _to_keys(places: Tensor, table: Table) -> Tensor:
+    if table.keys is None:
+        return places
+    if table.keys.dim() == 1:
+        return table.keys[places]
+    return table.keys.expand(places.shape[0], -1, -1).gather(2, places)
+
+
+def excluded_of(problem: Search, table: Table, own: Tensor | None) -> Tensor | None:
+    """Who may not be chosen, broadcastable to the scores; ``own`` is given where it has a slot of its own already."""
+    masks = []
+    if table.exists is not None:
+        masks.append(~table.exists.unsqueeze(0))
+    keys = torch.arange(problem.key.shape[1], device=problem.key.device) if table.keys is None else table.keys
+    if own is not None:
+        masks.append((keys == own.unsqueeze(-1)).unsqueeze(0))
+    if problem.key_padding_mask is not None:
+        mask = problem.key_padding_mask[:, keys]
+        masks.append(mask if mask.dim() == 3 else mask.unsqueeze(1))
+    if not masks:
+        return None
+    excluded = masks[0]
+    for mask in masks[1:]:
+        excluded = excluded | mask
+    return excluded
+
+
+def check_counts(problem: Search, keys: Tensor | None, place: Tensor | None) -> None:
+    """Refuse a mask that leaves a query too few keys, or candidates ``keys`` ``(r,)`` too few beside itself.
+
+    ``place`` ``(N,)`` is the query's own among the candidates, which has a slot already (-1: none), or None.
+    """
+    mask = problem.key_padding_mask
+    if problem.every or (mask is None and (keys is None or place is None)):
+        return
+    if mask is None:
+        left = torch.ones(1, problem.key.shape[1] if keys is None else keys.shape[0], dtype=torch.bool)
+        left = left.to(problem.key.device)
+    else:
+        left = ~mask if keys is None else ~mask[:, keys]
+    count = left.sum(-1, keepdim=True)
+    if place is not None:
+        count = count - (left[:, place.clamp(min=0)] & (place >= 0)).long()
+    check_enough(problem, count, problem.k - (place is not None))
+
+
+def check_enough(problem: Search, count: Tensor, needed: int) -> None:
+    """Refuse counts of candidates below what a query needs; unknowable while a graph is being traced."""
+    if torch.compiler.is_compiling() or count.is_meta or count.numel() == 0:
+        return
+    least = int(count.min())
+    if least < needed:
+        beside = problem.k - needed
+        what = f"at most {least + beside} (a query has only {least} candidates"
+        what += (" beside itself" if beside else "") + " after masks and borders)"
+        fix = "lower k, mask fewer keys, add padding or more candidates, or use Window(..., border='shift')"
+        raise invalid("k", what, problem.k, fix)
+
+
+def unweighted(problem: Search, index: Tensor) -> Neighbors:
+    """Return neighbours whose similarities nobody will read."""
+    return Neighbors(index.new_zeros(1, dtype=search_dtype(problem.query.dtype)).expand(index.shape), index)
+
+
+def in_slot_order(problem: Search, pairs: Tensor, index: Tensor) -> Neighbors:
+    """Order the slots by the exact similarities; the scores that chose them may differ in the last bit."""
+    if problem.every and problem.key_padding_mask is not None:
+        masked = problem.key_padding_mask.unsqueeze(1).expand(-1, index.shape[1], -1).gather(2, index)
+        pairs = pairs.masked_fill(masked, -torch.inf)
+    first = 1 if problem.include_self and problem.query_index is not None else 0
+    if problem.deterministic:
+        index, order = index.sort(dim=-1) if first == 0 else _sort_others(index)
+        pairs = pairs.gather(-1, order)
+    order = pairs[..., first:].detach().sort(dim=-1, descending=True, stable=True).indices + first
+    if first:
+        order = F.pad(order, (1, 0))
+    return Neighbors(pairs.gather(-1, order), index.gather(-1, order))
+
+
+def _sort_others(index: Tensor) -> tuple[Tensor, Tensor]:
+    """Sort all slots but the first by index."""
+    values, order = index[..., 1:].sort(dim=-1)
+    return torch.cat([index[..., :1], values], -1), F.pad(order + 1, (1, 0))
+
+
+def search_spatial(problem: Search) -> Neighbors:
+    """Find the k nearest grid positions: a table of offsets, the same for every sample and every feature."""
+    own = own_index(problem)
+    if own is None:
+        raise invalid("query_index", "the queries' positions (spatial similarity compares positions)", None, "pass it")
+    grid, positions = problem.grid, geometry.unravel(own, problem.grid)
+    index, exists = _spatial_table(problem, own, positions)
+    _, ranking = similarity.spatial(positions.unsqueeze(1), geometry.unravel(index, grid), grid)
+    # Ties go to the lowest place, which is raster order: this similarity has a tie rule of its own.
+    in_order = problem._replace(deterministic=True)
+    chosen = choose(in_order, -ranking.unsqueeze(0), Table(index, exists), own)
+    distance, _ = similarity.spatial(positions.unsqueeze(1), geometry.unravel(chosen, grid), grid)
+    return Neighbors(-distance.to(search_dtype(problem.query.dtype)), chosen)
+
+
+def _spatial_table(problem: Search, own: Tensor, positions: Tensor) -> tuple[Tensor, Tensor | None]:
+    table, grid = table_of(problem, own), problem.grid
+    if table.keys is not None:
+        return table.keys, table.exists
+    if problem.key_padding_mask is not None:
+        return torch.arange(problem.key.shape[1], device=own.device), None
+    radius = candidates.nearest_radius(problem.k, grid)
+    size = tuple(2 * min(radius, length - 1) + 1 for length in grid)
+    offsets = candidates.window_offsets(size, (1,) * len(grid), own.device)
+    return candidates.clipped_window(offsets, positions, grid)
+
+
+def rho_of(problem: Gather, s: Tensor) -> Tensor | None:
+    """Return what weights the neighbours of similarity ``(B, N, k)``, with dropout; None for ones."""
+    rho = aggregate.neighbor_weights(s, problem.weighting, problem.temperature)
+    if not problem.dropout_p:
+        return rho
+    return F.dropout(torch.ones_like(s) if rho is None else rho, problem.dropout_p)
