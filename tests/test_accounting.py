@@ -3,7 +3,7 @@ import timm
 import torch
 from torch import nn
 
-from convnn import ConvNN2d, ConvNNError
+from convnn import ConvNN2d, ConvNNAttention, ConvNNError, Random
 from convnn.accounting import count_flops, count_parameters, evaluating
 
 
@@ -29,6 +29,24 @@ def test_flops_grow_with_the_batch():
 def test_flops_of_convnn_are_the_search_and_the_aggregation():
     search, aggregation = 2 * 36 * 36 * 4, 2 * 36 * 3 * 4 * 4
     assert count_flops(ConvNN2d(4, 4, k=3, impl="dense"), torch.randn(1, 4, 6, 6)) == search + aggregation
+
+
+def test_flops_of_the_bounded_implementation_are_the_same_products():
+    x = torch.randn(1, 4, 6, 6)
+    assert count_flops(ConvNN2d(4, 4, k=3, impl="tiled"), x) == count_flops(ConvNN2d(4, 4, k=3, impl="dense"), x)
+
+
+def test_sampled_candidates_meet_the_slot_matrices_once():
+    search, own_slot, other_slots = 2 * 36 * 5 * 4, 2 * 36 * 4 * 4, 2 * 5 * 2 * 4 * 4
+    layer = ConvNN2d(4, 4, k=3, candidates=Random(5))
+    assert count_flops(layer, torch.randn(1, 4, 6, 6)) == search + own_slot + other_slots
+
+
+def test_flops_of_weighted_neighbours_count_the_weights():
+    x, pairs = torch.randn(1, 7, 6), 2 * 2 * 7 * 3 * 3
+    attention = ConvNNAttention(6, 2, k=3, aggregation="sum")
+    projections, search = 2 * 7 * 6 * 24, 2 * 2 * 7 * 7 * 3
+    assert count_flops(attention, x) == projections + search + 2 * pairs
 
 
 def test_spatial_convnn_costs_what_its_convolution_costs():

@@ -96,7 +96,8 @@ def attention_options(p: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str
 def attention_names(prefix: str = "", *, exchange: bool = True) -> dict[str, str]:
     q, k = ("k", "q") if exchange else ("q", "k")
     return {
-        f"{prefix}W_q.weight": f"{prefix}{q}", f"{prefix}W_k.weight": f"{prefix}{k}", f"{prefix}W_v.weight": f"{prefix}v",
+        f"{prefix}W_q.weight": f"{prefix}{q}", f"{prefix}W_k.weight": f"{prefix}{k}",
+        f"{prefix}W_v.weight": f"{prefix}v",
         f"{prefix}W_o.weight": f"{prefix}proj.weight", f"{prefix}conv.weight": f"{prefix}weight",
         f"{prefix}conv.0.weight": f"{prefix}weight", f"{prefix}conv.1.weight": f"{prefix}pointwise.weight",
     }  # fmt: skip
@@ -163,7 +164,7 @@ def largest_difference(name: str, impl: str) -> dict[str, float]:
     y = layer(x)
     (y * tensors["g"]).sum().backward()
     differences = {
-        "y": float((y - tensors["y"]).abs().max()),
+        "y": float((y.detach() - tensors["y"]).abs().max()),
         "grad_x": float((x.grad - tensors["grad_x"]).abs().max()),
     }
     for key, tensor in tensors.items():

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .errors import invalid
+from .ops.flops import formulas
 
 
 def count_parameters(model: nn.Module, *, trainable: bool = False) -> int:
@@ -33,7 +34,7 @@ def count_flops(model: nn.Module, *inputs: Tensor) -> int:
     """
     if not inputs:
         raise invalid("inputs", "the tensors that the model takes", "none", "pass count_flops(model, x)")
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=formulas())
     with torch.no_grad(), evaluating(model), _plain_attention(), counter:
         model(*inputs)
     return int(counter.get_total_flops())

@@ -1,0 +1,58 @@
+"""What the custom operators cost, for torch's FlopCounterMode: 2 x multiply-adds of the products they perform.
+
+Sums of rows without weights have no products and count 0, as additions do everywhere in that counter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+Shape = tuple[int, ...]
+
+
+def _nearest(query: Shape, key: Shape, *_: Any, **__: Any) -> int:
+    return 2 * math.prod(query) * key[1]
+
+
+def _weighted_rows(rows: Shape, index: Shape, weight: Shape | None, *_: Any, **__: Any) -> int:
+    return 0 if weight is None else 2 * math.prod(index) * rows[2]
+
+
+def _pairs(query: Shape, table: Shape, index: Shape, **_: Any) -> int:
+    return 2 * math.prod(index) * query[2]
+
+
+def _projection(value: Shape, weight: Shape) -> int:
+    return 2 * value[0] * value[1] * math.prod(weight)
+
+
+def _slot_mix(value: Shape, weight: Shape, index: Shape, rho: Shape | None, *_: Any, **__: Any) -> int:
+    rows = (index[0], index[1], weight[0])
+    return _projection(value, weight) + _weighted_rows(rows, index, rho)
+
+
+def _slot_mix_backward(
+    grad: Shape, value: Shape, weight: Shape, index: Shape, rho: Shape | None, *_: Any, **__: Any
+) -> int:
+    total = 2 * _projection(value, weight) + _weighted_rows(grad, index, rho)
+    return total if rho is None else total + _projection(value, weight) + _pairs(grad, value, index)
+
+
+def formulas() -> dict[Any, Callable[..., int]]:
+    """Return the formula of every operator, as ``FlopCounterMode(custom_mapping=...)`` takes them."""
+    from . import bags, nearest, slots  # noqa: F401  # defines the operators
+
+    ops = torch.ops.convnn
+    return {
+        ops.nearest: _nearest,
+        ops.bag_sum: _weighted_rows,
+        ops.bag_scatter: _weighted_rows,
+        ops.pair_product: _pairs,
+        ops.pair_distance: _pairs,
+        ops.slot_mix: _slot_mix,
+        ops.slot_mix_backward: _slot_mix_backward,
+    }
