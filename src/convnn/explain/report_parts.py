@@ -197,7 +197,8 @@ def how(results: Results) -> str:
         f"epochs of AdamW with warm-up and a cosine, "
         f"learning rates {plan['lr']['cnn']:g} and {plan['lr']['transformer']:g}. A run chooses nothing: the weights "
         f"after the last epoch are tested, once. (The recipe itself was settled while looking at accuracies on these "
-        f"digits, test images among them: read differences, not records.) {'Seeds' if len(results['seeds']) > 1 else 'Seed'}: {seeds}. The pictures show the "
+        f"digits, test images among them: read differences, not records.) "
+        f"{'Seeds' if len(results['seeds']) > 1 else 'Seed'}: {seeds}. The pictures show the "
         f"networks of the first seed."
     )
 

@@ -22,13 +22,14 @@ def search(problem: Search) -> Neighbors:
         return plan.search_spatial(problem)
     with without_autocast(problem.query.device):
         query, key, metric = plan.features(problem)
-        embedded = similarity.embed(query, key, metric, problem.scale)
         own = plan.own_index(problem)
         table = plan.table_of(problem, own)
         with torch.no_grad():
-            index = plan.choose(problem, _scores(embedded, table, stable=problem.deterministic), table, own)
+            ranked = similarity.embed_to_rank(query, key, metric, problem.scale)
+            index = plan.choose(problem, _scores(ranked, table, stable=problem.deterministic), table, own)
         if not problem.need_similarity:
             return plan.unweighted(problem, index)
+        embedded = similarity.embed(query, key, metric, problem.scale)
         pairs = similarity.of_pairs(embedded.query.unsqueeze(2), slots.take(embedded.key, index), metric)
         return plan.in_slot_order(problem, pairs, index)
 

@@ -45,16 +45,21 @@ def mix(problem: Search, aggregation: Gather, neighbors: Neighbors) -> Tensor:
         raise ValueError(cannot_sample(problem, aggregation))
     dtype = autocast_dtype(aggregation.value)
     value, weight = aggregation.value.to(dtype), weight.to(dtype)
-    mixed = _own_slot(_of_queries(problem, value, own), weight[:, :, 0], groups)
+    slots = problem.k - 1
+    first, others = weight.split([1, slots], dim=2)
+    bias = None if bias is None else bias.to(dtype)
+    mixed = _own_slot(
+        _of_queries(problem, value, own), first.squeeze(2), None if rho is not None else bias, groups=groups
+    )
     if rho is not None:
         mixed = mixed * rho[..., :1].to(dtype)
-    if problem.k > 1:
-        slots = problem.k - 1
-        projected = project(value[:, keys], weight[:, :, 1:], groups)
+        mixed = mixed if bias is None else mixed + bias
+    if slots:
+        projected = project(value.index_select(1, keys), others, groups)
         places = plan.place_among(neighbors.index[..., 1:], keys, problem.key.shape[1])
         rows = places * slots + torch.arange(slots, device=places.device)
-        mixed = mixed + bag_sum(projected, rows, None if rho is None else rho[..., 1:].to(dtype))
-    return mixed if bias is None else mixed + bias.to(dtype)
+        mixed = mixed.add_(bag_sum(projected, rows, None if rho is None else rho[..., 1:].to(dtype)))
+    return mixed
 
 
 def _of_queries(problem: Search, value: Tensor, own: Tensor) -> Tensor:
@@ -65,11 +70,13 @@ def _of_queries(problem: Search, value: Tensor, own: Tensor) -> Tensor:
     return value[:, own]
 
 
-def _own_slot(value: Tensor, matrix: Tensor, groups: int) -> Tensor:
+def _own_slot(value: Tensor, matrix: Tensor, bias: Tensor | None, *, groups: int) -> Tensor:
     """Apply one slot's matrix ``(C_out, C_in/groups)`` to ``(B, N, C_in)``."""
     if groups == 1:
-        return F.linear(value, matrix)
+        return F.linear(value, matrix, bias)
     if matrix.shape[1] == 1 and matrix.shape[0] == groups:
-        return value * matrix.squeeze(1)
-    grouped = torch.einsum("bngc,goc->bngo", value.unflatten(2, (groups, -1)), matrix.unflatten(0, (groups, -1)))
-    return grouped.flatten(2)
+        mixed = value * matrix.squeeze(1)
+    else:
+        slots = matrix.unflatten(0, (groups, -1))
+        mixed = torch.einsum("bngc,goc->bngo", value.unflatten(2, (groups, -1)), slots).flatten(2)
+    return mixed if bias is None else mixed + bias

@@ -23,26 +23,28 @@ def search(problem: Search) -> Neighbors:
         return plan.search_spatial(problem)
     with without_autocast(problem.query.device):
         query, key, metric = plan.features(problem)
-        embedded = similarity.embed(query, key, metric, problem.scale)
         own = plan.own_index(problem)
         with torch.no_grad():
-            index = _choose(problem, embedded, plan.table_of(problem, own), own)
+            index = _choose(problem, (query, key, metric), plan.table_of(problem, own), own)
         if not problem.need_similarity:
             return plan.unweighted(problem, index)
+        embedded = similarity.embed(query, key, metric, problem.scale)
         return plan.in_slot_order(problem, _of_pairs(embedded, index, metric), index)
 
 
-def _choose(problem: Search, embedded: similarity.Embedded, table: plan.Table, own: Tensor | None) -> Tensor:
+def _choose(problem: Search, features: tuple[Tensor, Tensor, str], table: plan.Table, own: Tensor | None) -> Tensor:
+    query, key, metric = features
     if table.keys is not None and table.keys.dim() == 2:
-        return plan.choose(problem, _window_scores(embedded, table.keys), table, own)
-    query, key, bias = embedded
+        ranked = similarity.embed_to_rank(query, key, metric, problem.scale)
+        return plan.choose(problem, _window_scores(ranked, table.keys), table, own)
     own, masked = own if problem.include_self else None, problem.key_padding_mask
     place = own
-    if table.keys is not None:
-        key, bias = key[:, table.keys], None if bias is None else bias[:, table.keys]
+    if table.keys is not None:  # the others are not even looked at
+        key = key.index_select(1, table.keys)
         masked = None if masked is None else masked[:, table.keys]
         place = None if own is None else plan.place_among(own, table.keys, problem.key.shape[1])
     plan.check_counts(problem, table.keys, place)
+    query, key, bias = similarity.embed_to_rank(query, key, metric, problem.scale)
     places = nearest(query, key, bias, masked, place, problem.k - (own is not None), problem.deterministic)
     index = places if table.keys is None else table.keys[places]
     return index if own is None else select.with_self_first(own, index)

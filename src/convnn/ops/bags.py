@@ -9,9 +9,10 @@ pair_distance out[b,n,m] = |query[b,n] - table[b, I[b,n,m]]|^2       their squar
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .vmap import register_loop
@@ -53,14 +54,40 @@ def bag_scatter(source: Tensor, index: Tensor, weight: Tensor | None, rows: int)
     additions, and the same result at every run.
     """
     batch, _, channels = source.shape
-    k = index.shape[2]
     if index.numel() == 0:
         return source.new_zeros(batch, rows, channels)
-    targets, order = _flat(index, rows).to(torch.int32).sort(stable=True)
-    starts = torch.searchsorted(targets, torch.arange(batch * rows, dtype=torch.int32, device=index.device))
-    weight = None if weight is None else weight.flatten()[order]
-    senders = torch.div(order, k, rounding_mode="floor")
+    return scatter_rows(source, invert(index, rows), weight, rows)
+
+
+class Inverse(NamedTuple):
+    """Who chose each row: ``order`` sorts the choices ``(B * N * k,)`` by row, ``ends`` ``(B * rows,)`` parts them."""
+
+    order: Tensor
+    ends: Tensor
+    k: int
+
+
+def invert(index: Tensor, rows: int) -> Inverse:
+    """Invert an index ``(B, N, k)`` into ``rows`` rows per sample, by one sort of integers."""
+    flat = _flat(index, rows)
+    order = flat.to(torch.int32).sort(stable=True).indices
+    return Inverse(order, torch.bincount(flat, minlength=index.shape[0] * rows).cumsum(0), index.shape[2])
+
+
+def scatter_rows(source: Tensor, inverse: Inverse, weight: Tensor | None, rows: int) -> Tensor:
+    """Run ``bag_scatter`` with an index already inverted; all of one batch, or its first samples' slice."""
+    batch, _, channels = source.shape
+    starts = F.pad(inverse.ends[:-1], (1, 0))
+    weight = None if weight is None else weight.flatten()[inverse.order]
+    senders = torch.div(inverse.order, inverse.k, rounding_mode="floor")
     return _bags(source.reshape(-1, channels), senders, starts, weight).reshape(batch, rows, channels)
+
+
+def samples(inverse: Inverse, part: slice, choices: int, rows: int) -> Inverse:
+    """Return the part of an inverse that belongs to some samples of ``choices`` choices and ``rows`` rows each."""
+    first = part.start * choices
+    order = inverse.order[first : part.stop * choices] - first
+    return Inverse(order, inverse.ends[part.start * rows : part.stop * rows] - first, inverse.k)
 
 
 @torch.library.custom_op("convnn::pair_product", mutates_args=())

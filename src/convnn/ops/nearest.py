@@ -7,12 +7,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .product import product
 from .vmap import register_loop
 
 # Scores held at a time: on a CPU, what two cores' caches hold; elsewhere enough to fill the device.
 _TILE_ELEMENTS = 1 << 19
 _TILE_ELEMENTS_ON_DEVICE = 1 << 26
 _MOST_KEYS = 1 << 13
+# Up to this many keys, several samples share a tile.
+_NARROW = 256
 # From this width on, the best of the groups' maxima are found first; it costs less than one pass of topk.
 _WIDE, _GROUP = 512, 8
 
@@ -40,21 +43,25 @@ def nearest(
     far = far if far is not None and bool(far.any()) else None
     batch, queries, keys = query.shape[0], query.shape[1], key.shape[1]
     index = torch.empty(batch, queries, k, dtype=torch.int64, device=query.device)
+    if index.numel() == 0:
+        return index
     width = min(keys, _MOST_KEYS)
     budget = _TILE_ELEMENTS if query.device.type == "cpu" else _TILE_ELEMENTS_ON_DEVICE
-    height = max(1, budget // max(width, 1))
-    for b in range(batch):
+    height = min(max(1, budget // width), queries)
+    step = max(1, budget // (width * height)) if keys <= _NARROW and not stable else 1
+    for start in range(0, batch, step):
+        some = slice(start, start + step)
         for top in range(0, queries, height):
-            rows = slice(top, min(top + height, queries))
+            rows = slice(top, top + height)
             tile = _Tile(
-                query[b, rows],
-                key[b],
-                None if bias is None else bias[b],
-                None if far is None else far[b],
-                None if masked is None else masked[b],
+                query[some, rows],
+                key[some],
+                None if bias is None else bias[some].unsqueeze(1),
+                None if far is None else far[some].unsqueeze(1),
+                None if masked is None else masked[some].unsqueeze(1),
                 None if own is None else own[rows],
             )
-            index[b, rows] = tile.best_stable(k, width) if stable else tile.best(k, width)[1]
+            index[some, rows] = tile.best_stable(k, width) if stable else tile.best(k, width)[1]
     return index
 
 
@@ -69,7 +76,7 @@ register_loop(nearest)
 
 
 class _Tile(NamedTuple):
-    """Some queries of one sample against all its keys."""
+    """Queries ``(b, n, C)`` against all keys ``(b, M, C)`` of their samples; the rest ``(b, 1, M)``, own ``(n,)``."""
 
     query: Tensor
     key: Tensor
@@ -79,83 +86,89 @@ class _Tile(NamedTuple):
     own: Tensor | None
 
     def best(self, k: int, width: int) -> tuple[Tensor, Tensor]:
-        """Return scores and indices ``(n, k)`` of the best keys, taking ``width`` keys at a time and merging."""
-        values, index = self._best_of(0, width, k)
-        for start in range(width, self.key.shape[0], width):
-            more, at = self._best_of(start, width, k)
-            values, place = _top(torch.cat([values, more], 1), k)
-            index = torch.cat([index, at], 1).gather(1, place)
+        """Return scores and indices ``(b, n, k)`` of the best keys, taking ``width`` keys at a time and merging."""
+        values, index = self._best_of(slice(0, width), k)
+        for start in range(width, self.key.shape[1], width):
+            more, at = self._best_of(slice(start, start + width), k)
+            values, place = _top(torch.cat([values, more], 2), k)
+            index = torch.cat([index, at], 2).gather(2, place)
         return values, index
 
-    def _best_of(self, start: int, width: int, k: int) -> tuple[Tensor, Tensor]:
-        scores = self._scores(start, width)
+    def _best_of(self, keys: slice, k: int) -> tuple[Tensor, Tensor]:
+        scores = self._scores(keys)
         excluding = self.masked is not None or self.own is not None
         if excluding:
-            self._exclude(scores, start)
-        values, place = _top(scores, min(k, scores.shape[1]))
-        if excluding and bool(values.isneginf().any()):
+            self._exclude(scores, keys)
+        values, place = _top(scores, min(k, scores.shape[2]))
+        if excluding and bool(values[..., -1].isneginf().any()):
             # A real score of -inf must still beat an excluded key: raise the real ones, exclude again, search again.
-            scores = self._scores(start, width).clamp_(min=torch.finfo(scores.dtype).min)
-            self._exclude(scores, start)
-            values, place = _top(scores, min(k, scores.shape[1]))
-        return values, place + start
+            scores = self._scores(keys).clamp_(min=torch.finfo(scores.dtype).min)
+            self._exclude(scores, keys)
+            values, place = _top(scores, min(k, scores.shape[2]))
+        return values, place + keys.start
+
+    def _scores(self, keys: slice) -> Tensor:
+        some = self.key[:, keys]
+        if some.shape[0] == 1:
+            scores = product(self.query[0], some[0]).unsqueeze(0)
+        else:
+            scores = torch.bmm(self.query, some.transpose(1, 2))
+        if self.bias is not None:
+            scores.add_(self.bias[..., keys])
+        return scores if self.far is None else scores.masked_fill_(self.far[..., keys], -torch.inf)
+
+    def _exclude(self, scores: Tensor, keys: slice) -> None:
+        if self.masked is not None:
+            scores.masked_fill_(self.masked[..., keys], -torch.inf)
+        if self.own is not None:
+            column = self.own - keys.start
+            inside = ((column >= 0) & (column < scores.shape[2])).nonzero().squeeze(1)
+            scores[:, inside, column[inside]] = -torch.inf
 
     def best_stable(self, k: int, width: int) -> Tensor:
-        """Return the indices ``(n, k)`` of the best keys, equal scores lowest index first.
+        """Return the indices ``(1, n, k)`` of the best keys, equal scores lowest index first.
 
         A product of matrices may round equal columns differently, by where they stand. So some more keys than k are
         taken by it, and compared again pair by pair; rows in which rounding may have hidden a tie with a key beyond
         those are compared with every key.
         """
-        count, keys = min(2 * k + 16, self.key.shape[0]), self.key.shape[0]
+        keys = self.key.shape[1]
+        count = min(2 * k + 16, keys)
         values, index = self.best(count, width)
-        index = self._by_exact_score(index.sort(dim=1).values, k)
+        index = self._by_exact_score(index.sort(dim=2).values, k)
         if count < keys:
-            length = self.query.norm(dim=1) * self.key.norm(dim=1).amax()
+            length = self.query.norm(dim=2) * self.key.norm(dim=2).amax()
             reach = 0 if self.bias is None else self.bias.abs().nan_to_num(0, 0, 0).amax()
-            rounding = 4 * self.query.shape[1] * torch.finfo(values.dtype).eps * (length + reach)
-            unsure = (~(values[:, -1] < values[:, k - 1] - rounding)).nonzero().squeeze(1)
-            everything = torch.arange(keys, device=index.device)
-            for row in unsure:
-                one = self._replace(
-                    query=self.query[row : row + 1], own=None if self.own is None else self.own[row : row + 1]
+            rounding = 4 * self.query.shape[2] * torch.finfo(values.dtype).eps * (length + reach)
+            unsure = (~(values[..., -1] < values[..., k - 1] - rounding))[0].nonzero().squeeze(1)
+            everything = torch.arange(keys, device=index.device).view(1, 1, keys)
+            for row in unsure.tolist():
+                own = None if self.own is None else self.own[row : row + 1]
+                index[0, row] = self._replace(query=self.query[:, row : row + 1], own=own)._by_exact_score(
+                    everything, k
                 )
-                index[row] = one._by_exact_score(everything.unsqueeze(0), k)[0]
         return index
 
     def _by_exact_score(self, index: Tensor, k: int) -> Tensor:
-        """Order keys ``(n, c)``, given in ascending order, by their scores pair by pair, and return the first k."""
-        scores = (self.query.unsqueeze(1) * self.key[index]).sum(-1)
+        """Order keys ``(1, n, c)``, given in ascending order, by their scores pair by pair, and return the first k."""
+        at = index[0]
+        scores = (self.query[0].unsqueeze(1) * self.key[0, at]).sum(-1)
         if self.bias is not None:
-            scores = (scores + self.bias[index]).masked_fill(self.bias[index].isneginf(), -torch.inf)
-        excluded = torch.zeros_like(index, dtype=torch.bool)
+            bias = self.bias[0, 0, at]
+            scores = (scores + bias).masked_fill(bias.isneginf(), -torch.inf)
+        excluded = torch.zeros_like(at, dtype=torch.bool)
         if self.masked is not None:
-            excluded |= self.masked[index]
+            excluded |= self.masked[0, 0, at]
         if self.own is not None:
-            excluded |= index == self.own.unsqueeze(1)
+            excluded |= at == self.own.unsqueeze(1)
         scores = scores.clamp(min=torch.finfo(scores.dtype).min).masked_fill(excluded, -torch.inf)
-        return index.gather(1, scores.sort(dim=1, descending=True, stable=True).indices[:, :k])
-
-    def _scores(self, start: int, width: int) -> Tensor:
-        keys = self.key[start : start + width]
-        if self.bias is None:
-            return torch.mm(self.query, keys.t())
-        scores = torch.addmm(self.bias[start : start + width], self.query, keys.t())
-        return scores if self.far is None else scores.masked_fill_(self.far[start : start + width], -torch.inf)
-
-    def _exclude(self, scores: Tensor, start: int) -> None:
-        if self.masked is not None:
-            scores.masked_fill_(self.masked[start : start + scores.shape[1]], -torch.inf)
-        if self.own is not None:
-            column = self.own - start
-            inside = ((column >= 0) & (column < scores.shape[1])).nonzero().squeeze(1)
-            scores[inside, column[inside]] = -torch.inf
+        return at.gather(1, scores.sort(dim=1, descending=True, stable=True).indices[:, :k]).unsqueeze(0)
 
 
 def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return the k largest of each row and their places, descending; nan counts as the largest."""
-    if scores.shape[1] < max(_WIDE, 4 * _GROUP * k):
-        values, place = scores.topk(k, dim=1)
+    """Return the k largest of ``(b, n, m)`` and their places, descending; nan counts as the largest."""
+    if scores.shape[2] < _WIDE:
+        values, place = scores.topk(k, dim=2)
         return values, place
     return _top_of_groups(scores, k)
 
@@ -165,12 +178,15 @@ def _top_of_groups(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
     Group g holds the columns ``g, g + n, g + 2n, ...``, so that the maxima are running maxima of whole rows.
     """
-    n = scores.shape[1] // _GROUP
-    grouped = scores[:, : n * _GROUP].unflatten(1, (_GROUP, n))
-    best = grouped.amax(1).topk(k, dim=1, sorted=False).indices
-    pool = grouped.gather(2, best.unsqueeze(1).expand(-1, _GROUP, -1)).flatten(1)
-    rest = scores[:, n * _GROUP :]
-    values, place = torch.cat([pool, rest], 1).topk(k, dim=1)
+    n = scores.shape[2] // _GROUP
+    if n < k:
+        values, place = scores.topk(k, dim=2)
+        return values, place
+    grouped = scores[..., : n * _GROUP].unflatten(2, (_GROUP, n))
+    best = grouped.amax(2).topk(k, dim=2, sorted=False).indices
+    pool = grouped.gather(3, best.unsqueeze(2).expand(-1, -1, _GROUP, -1)).flatten(2)
+    rest = scores[..., n * _GROUP :]
+    values, place = torch.cat([pool, rest], 2).topk(k, dim=2)
     member = torch.div(place, k, rounding_mode="floor")
-    index = member * n + best.gather(1, place % k)
+    index = member * n + best.gather(2, place % k)
     return values, torch.where(member < _GROUP, index, place - _GROUP * k + n * _GROUP)

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .bags import bag_scatter, bag_sum, pair_product
+from .bags import bag_scatter, bag_sum, invert, pair_product, samples, scatter_rows
+from .product import product
 from .vmap import register_loop
 
 # Projected values held at a time.
@@ -36,8 +37,8 @@ def project(value: Tensor, weight: Tensor, groups: int) -> Tensor:
     batch, rows, channels = value.shape
     out, _, k = weight.shape
     if groups == 1:
-        matrix = weight.permute(1, 2, 0).reshape(channels, k * out)
-        return torch.mm(value.reshape(-1, channels), matrix).view(batch, rows * k, out)
+        matrix = weight.permute(2, 0, 1).reshape(k * out, channels)
+        return product(value.reshape(-1, channels), matrix).view(batch, rows * k, out)
     if weight.shape[1] == 1 and out == channels:
         return (value.unsqueeze(2) * weight.squeeze(1).t().contiguous()).reshape(batch, rows * k, out)
     grouped, slots = value.unflatten(2, (groups, -1)), weight.unflatten(0, (groups, -1))
@@ -61,8 +62,8 @@ def _of_weight(sums: Tensor, value: Tensor, weight: Tensor, groups: int) -> Tens
     batch, rows, channels = value.shape
     out, width, k = weight.shape
     if groups == 1:
-        product = torch.mm(value.reshape(-1, channels).t(), sums.reshape(-1, k * out))
-        return product.reshape(channels, k, out).permute(2, 0, 1)
+        sums_by_value = torch.mm(sums.reshape(-1, k * out).t(), value.reshape(-1, channels))
+        return sums_by_value.view(k, out, channels).permute(1, 2, 0)
     per_slot = sums.reshape(batch, rows, k, groups, -1)
     if width == 1 and out == groups:
         return (per_slot.flatten(3) * value.unsqueeze(2)).sum((0, 1)).t().unsqueeze(1)
@@ -93,10 +94,15 @@ def slot_mix_backward(
     of_value, of_weight = torch.empty_like(value), torch.zeros_like(weight)
     of_rho = value.new_empty(index.shape if rho is not None else (0,))
     step, rows = _chunk(value, weight), value.shape[1]
+    if index.numel() == 0:
+        return of_value.zero_(), of_weight, of_rho
+    every_row, targets = _slot_rows(index), rows * weight.shape[2]
+    inverse = invert(every_row, targets)
     for start in range(0, value.shape[0], step):
-        part = slice(start, start + step)
-        slot_rows, weights = _slot_rows(index[part]), None if rho is None else rho[part]
-        sums = bag_scatter(grad[part], slot_rows, weights, rows * weight.shape[2])
+        part = slice(start, min(start + step, value.shape[0]))
+        slot_rows, weights = every_row[part], None if rho is None else rho[part]
+        theirs = samples(inverse, part, index[0].numel(), targets)
+        sums = scatter_rows(grad[part], theirs, weights, targets)
         of_value[part] = _of_value(sums, weight, groups, rows)
         of_weight += _of_weight(sums, value[part], weight, groups)
         if rho is not None:

@@ -1,0 +1,154 @@
+"""The custom operators: against gathers written out, their derivatives, and torch's own checks of such operators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from convnn.ops import nearest as nearest_module
+from convnn.ops.bags import bag_scatter, bag_sum, pair_distance, pair_product
+from convnn.ops.nearest import nearest
+from convnn.ops.product import product
+from convnn.ops.slots import slot_mix, slot_mix_backward
+
+B, M, N, C, K = 2, 7, 5, 3, 4
+
+
+def real(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+
+def chosen() -> Tensor:
+    """Positions with repetitions: a row chosen by many, and rows chosen by nobody."""
+    return torch.randint(0, M - 2, (B, N, K))
+
+
+def gathered(table: Tensor, index: Tensor) -> Tensor:
+    return torch.stack([rows[places] for rows, places in zip(table, index, strict=True)])
+
+
+def scattered(source: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    out = torch.zeros(B, M, C, dtype=source.dtype)
+    for b, n, m in torch.cartesian_prod(torch.arange(B), torch.arange(N), torch.arange(K)).tolist():
+        place = index[b, n, m]
+        out = out.index_put((torch.tensor(b), place), weight[b, n, m] * source[b, n], accumulate=True)
+    return out
+
+
+CASES: dict[str, Callable[[Tensor], tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[Tensor, ...]]]] = {
+    "bag_sum": lambda i: (
+        lambda t, w: bag_sum(t, i, w),
+        lambda t, w: (gathered(t, i) * w.unsqueeze(-1)).sum(2),
+        (real(B, M, C), real(B, N, K)),
+    ),
+    "bag_sum of ones": lambda i: (
+        lambda t: bag_sum(t, i, None),
+        lambda t: gathered(t, i).sum(2),
+        (real(B, M, C),),
+    ),
+    "bag_scatter": lambda i: (
+        lambda s, w: bag_scatter(s, i, w, M),
+        lambda s, w: scattered(s, i, w),
+        (real(B, N, C), real(B, N, K)),
+    ),
+    "pair_product": lambda i: (
+        lambda q, t: pair_product(q, t, i),
+        lambda q, t: (gathered(t, i) * q.unsqueeze(2)).sum(-1),
+        (real(B, N, C), real(B, M, C)),
+    ),
+    "pair_distance": lambda i: (
+        lambda q, t: pair_distance(q, t, i),
+        lambda q, t: (gathered(t, i) - q.unsqueeze(2)).square().sum(-1),
+        (real(B, N, C), real(B, M, C)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_values_and_first_and_second_derivatives(name: str) -> None:
+    operator, written_out, inputs = CASES[name](chosen())
+    torch.testing.assert_close(operator(*inputs), written_out(*inputs), rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(operator, inputs)
+    assert torch.autograd.gradgradcheck(operator, inputs)
+
+
+@pytest.mark.parametrize(("width", "out", "groups"), [(6, 4, 1), (6, 4, 2), (6, 6, 6), (6, 12, 6)])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_slot_mix_and_its_derivatives(width: int, out: int, groups: int, weighted: bool) -> None:
+    index = chosen()
+    value, weight, rho = real(B, M, width), real(out, width // groups, K), real(B, N, K)
+
+    def operator(v: Tensor, w: Tensor, r: Tensor) -> Tensor:
+        return slot_mix(v, w, index, r if weighted else None, groups)
+
+    def written_out(v: Tensor, w: Tensor, r: Tensor) -> Tensor:
+        neighbours = gathered(v, index) * (r.unsqueeze(-1) if weighted else 1)
+        laid_out = neighbours.permute(0, 3, 1, 2).flatten(2)
+        return torch.nn.functional.conv1d(laid_out, w, stride=K, groups=groups).transpose(1, 2)
+
+    inputs = (value, weight, rho)
+    torch.testing.assert_close(operator(*inputs), written_out(*inputs), rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(operator, inputs)
+    assert torch.autograd.gradgradcheck(operator, inputs)
+
+
+@pytest.mark.parametrize("most_keys", [1 << 13, 256, 100])
+@pytest.mark.parametrize("tile", [1 << 19, 1 << 11])
+@pytest.mark.parametrize("keys", [40, 700, 3001])
+@pytest.mark.parametrize("stable", [True, False])
+def test_tiles_and_merging_do_not_change_the_search(
+    keys: int, most_keys: int, tile: int, stable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nearest_module, "_MOST_KEYS", most_keys)
+    monkeypatch.setattr(nearest_module, "_TILE_ELEMENTS", tile)
+    query, key, bias = (torch.randn(shape, dtype=torch.float64) for shape in ((2, 50, 8), (2, keys, 8), (2, keys)))
+    masked, own = torch.rand(2, keys) < 0.3, torch.randint(-1, keys, (50,))
+    scores = (query @ key.transpose(1, 2) + bias.unsqueeze(1)).masked_fill(masked.unsqueeze(1), -torch.inf)
+    for n, place in enumerate(own.tolist()):
+        if place >= 0:
+            scores[:, n, place] = -torch.inf
+    assert torch.equal(nearest(query, key, bias, masked, own, 9, stable), scores.topk(9).indices)
+
+
+def test_a_stable_search_takes_equal_keys_in_order_wherever_they_stand() -> None:
+    tokens = torch.randn(5, 16).repeat(1, 400, 1)
+    found = nearest(tokens[:, :40], tokens, None, None, None, 30, True)
+    best = (tokens[0, :5] @ tokens[0, :5].t()).argmax(1)
+    expected = torch.stack([best[n % 5] + 5 * torch.arange(30) for n in range(40)])
+    assert torch.equal(found[0], expected)
+
+
+def test_a_real_score_of_minus_infinity_beats_an_excluded_key() -> None:
+    query = key = torch.ones(1, 3, 2)
+    bias = torch.tensor([[0.0, -torch.inf, 0.0]])
+    masked = torch.tensor([[False, False, True]])
+    assert nearest(query, key, bias, masked, None, 2, False).tolist() == [[[0, 1]] * 3]
+
+
+def test_the_fast_product_is_the_product() -> None:
+    x, y = torch.randn(300, 160), torch.randn(200, 160)
+    expected = (x.double() @ y.double().t()).float()
+    torch.testing.assert_close(product(x, y), expected, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(product(x.t()[:160].t(), y), expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_torch_finds_nothing_wrong_with_the_operators(dtype: torch.dtype) -> None:
+    index, table, query, rho = chosen(), real(B, M, C), real(B, N, C), real(B, N, K)
+    weight = real(6, C, K)
+    table, query, rho, weight = (x.detach().to(dtype).requires_grad_() for x in (table, query, rho, weight))
+    for operator, arguments in (
+        (bag_sum, (table, index, rho)),
+        (bag_sum, (table, index, None)),
+        (bag_scatter, (query, index, rho, M)),
+        (pair_product, (query, table, index)),
+        (pair_distance, (query, table, index)),
+        (slot_mix, (table, weight, index, rho, 1)),
+        (slot_mix_backward, (query.new_ones(B, N, 6), table.detach(), weight.detach(), index, None, 1)),
+        (nearest, (query.detach(), table.detach(), None, None, None, 3, False)),
+    ):
+        result = torch.library.opcheck(operator, arguments, raise_exception=False)
+        assert set(result.values()) == {"SUCCESS"}, (operator, result)
