@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from convnn import ConvNN2d, ConvNNAttention, ConvNNError, HybridConvNN2d
-from convnn.models import LAYERS, SmallConvNet, create_model, small_transformer, swap_layers
+from convnn import ConvNN2d, ConvNNAttention, ConvNNError, Grid, HybridConvNN2d, Random, Window
+from convnn.models import LAYERS, SmallConvNet, create_model, parse_candidates, small_transformer, swap_layers
 
 
 def layers_of(model, kind):
@@ -82,3 +82,11 @@ def test_unknown_init():
 
 def test_every_layer_says_what_it_is():
     assert all(swap.text for swap in LAYERS.values())
+
+
+def test_candidates_are_read_from_words():
+    assert parse_candidates("all") == "all"
+    assert parse_candidates("grid:5") == Grid(5)
+    assert parse_candidates("window:7") == Window(7)
+    swapped = swap_layers(SmallConvNet(width=8), "hybrid", candidates=parse_candidates("random:12"))
+    assert layers_of(swapped, ConvNN2d)[0].candidates == Random(12)

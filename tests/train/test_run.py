@@ -195,3 +195,11 @@ def test_settings_that_do_not_go_together(images, tmp_path, options, message):
     with pytest.raises(ConvNNError, match=message):
         train(settings_for(images, tmp_path / "run", **options))
     assert not (tmp_path / "run" / "last.ckpt").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    from convnn.train.record import make_folder
+
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConvNNError, match=r"out: expected a folder that can be made, got .*file/run.*choose another"):
+        make_folder(tmp_path / "file" / "run")

@@ -20,6 +20,8 @@ from convnn.train.settings import is_named, load_settings, resumed, save_setting
         ("lr", 0.0, "lr: expected a number above 0, got 0.0"),
         ("lr", float("nan"), "lr: expected a number above 0, got nan"),
         ("weight_decay", -1.0, "weight_decay: expected a number of at least 0, got -1.0"),
+        ("candidates", "randm:32", "candidates: .*did you mean 'random'"),
+        ("candidates", "grid:x", "candidates: expected grid:NUMBER, got 'grid:x'; say how many, e.g. grid:5"),
         ("branch_ratio", 1.5, r"branch_ratio: expected a number in \[0, 1\], got 1.5"),
         ("warmup", "half", r"warmup: expected a number in \[0, 1\], got 'half'"),
         ("label_smoothing", 1.0, r"label_smoothing: expected a number in \[0, 1\), got 1.0"),

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..convert import convert
 from ..errors import invalid, unknown_name
-from ..types import Blend
+from ..types import Blend, Candidates, Grid, Random, Window
 
 _CONVOLUTIONS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -38,16 +38,16 @@ LAYERS: dict[str, Swap] = {
         "convnn",
         "convolutions",
         "ConvNN whose neighbours are near and alike, half and half",
-        takes=("k",),
+        takes=("k", "candidates"),
         options={"similarity": Blend(0.5)},
     ),
-    "convnn": Swap("convnn", "both", "ConvNN: neighbours by features alone", takes=("k",)),
-    "hybrid": Swap("hybrid", "both", "both branches, mixed by a 1x1", takes=("k", "branch_ratio")),
+    "convnn": Swap("convnn", "both", "ConvNN: neighbours by features alone", takes=("k", "candidates")),
+    "hybrid": Swap("hybrid", "both", "both branches, mixed by a 1x1", takes=("k", "branch_ratio", "candidates")),
     "knn": Swap(
         "convnn",
         "attention",
         "attention to the k best tokens, with the attention's weights",
-        takes=("k",),
+        takes=("k", "candidates"),
         options={"aggregation": "sum", "init": "from_original"},
     ),
 }
@@ -56,8 +56,32 @@ LAYERS: dict[str, Swap] = {
 INITS = ("default", "random", "from_original")
 
 
+def parse_candidates(text: str) -> Candidates:
+    """Read candidates from words: ``all``, ``random:32``, ``grid:5`` or ``window:7``; raises ConvNNError for others.
+
+    >>> parse_candidates("random:32")
+    Random(r=32, generator=None)
+    """
+    kinds: dict[str, type[Random] | type[Grid] | type[Window]] = {"random": Random, "grid": Grid, "window": Window}
+    name, _, number = text.partition(":")
+    if text == "all":
+        return "all"
+    if name not in kinds:
+        raise unknown_name("candidates", name, ("all", *kinds))
+    if not number.isdecimal():
+        fix = f"say how many, e.g. {name}:{5 if name != 'random' else 32}"
+        raise invalid("candidates", f"{name}:NUMBER", repr(text), fix)
+    return kinds[name](int(number))
+
+
 def swap_layers(
-    model: nn.Module, layer: str, *, k: int = 9, branch_ratio: float = 0.5, init: str = "default"
+    model: nn.Module,
+    layer: str,
+    *,
+    k: int = 9,
+    branch_ratio: float = 0.5,
+    candidates: Candidates = "all",
+    init: str = "default",
 ) -> nn.Module:
     """Return a copy of the model with its convolutions or its attention swapped for ``layer``, a name of ``LAYERS``.
 
@@ -86,7 +110,7 @@ def swap_layers(
         what = "convolutions of kernel > 1 and stride 1" if swap.of == "convolutions" else "attention"
         got = f"{layer!r}, but a {type(model).__name__} has no {'layer' if swap.of == 'both' else what} to swap"
         raise invalid("layer", "one that fits the model", got, _other(swap))
-    given: dict[str, Any] = {"k": k, "branch_ratio": branch_ratio}
+    given: dict[str, Any] = {"k": k, "branch_ratio": branch_ratio, "candidates": candidates}
     options = {**{name: given[name] for name in swap.takes}, **swap.options}
     if init != "default":
         options["init"] = init

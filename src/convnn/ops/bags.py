@@ -83,7 +83,7 @@ def scatter_rows(source: Tensor, inverse: Inverse, weight: Tensor | None, rows: 
     return _bags(source.reshape(-1, channels), senders, starts, weight).reshape(batch, rows, channels)
 
 
-def samples(inverse: Inverse, part: slice, choices: int, rows: int) -> Inverse:
+def samples(inverse: Inverse, part: slice, *, choices: int, rows: int) -> Inverse:
     """Return the part of an inverse that belongs to some samples of ``choices`` choices and ``rows`` rows each."""
     first = part.start * choices
     order = inverse.order[first : part.stop * choices] - first

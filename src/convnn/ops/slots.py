@@ -101,7 +101,7 @@ def slot_mix_backward(
     for start in range(0, value.shape[0], step):
         part = slice(start, min(start + step, value.shape[0]))
         slot_rows, weights = every_row[part], None if rho is None else rho[part]
-        theirs = samples(inverse, part, index[0].numel(), targets)
+        theirs = samples(inverse, part, choices=index[0].numel(), rows=targets)
         sums = scatter_rows(grad[part], theirs, weights, targets)
         of_value[part] = _of_value(sums, weight, groups, rows)
         of_weight += _of_weight(sums, value[part], weight, groups)

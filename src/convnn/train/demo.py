@@ -16,7 +16,7 @@ from ..errors import missing_extra
 from .demo_runs import Task, load_weights, train_stop
 from .digits import load_digits_splits
 from .provenance import provenance
-from .record import write_json
+from .record import make_folder, write_json
 from .settings import DemoSettings
 from .spectrum import FULL, QUICK, STOPS, Plan, Stop, build, identities
 from .workers import available_cores, run_tasks
@@ -44,7 +44,7 @@ def run_demo(settings: DemoSettings, *, console: Console | None = None) -> dict[
     settings.check()
     console = console or Console()
     out = Path(settings.out)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     plan = QUICK if settings.quick else FULL
     tasks = [Task(stop.key, seed, settings.seed, plan) for seed in _seeds(settings) for stop in STOPS]
     workers = 1 if settings.quick else min(available_cores(), 4)

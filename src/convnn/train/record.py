@@ -8,13 +8,22 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..errors import missing_extra
+from ..errors import invalid, missing_extra
 
 try:
     from lightning.pytorch import LightningModule, Trainer
     from lightning.pytorch.callbacks import Checkpoint
 except ImportError as error:
     raise missing_extra(error.name or "lightning", "train") from error
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder that a run writes into; raises ConvNNError where there can be none."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fix = "choose another --out"
+        raise invalid("out", "a folder that can be made", f"{str(path)!r} ({error.strerror})", fix) from error
 
 
 def write_json(path: Path, content: object) -> None:

@@ -15,12 +15,12 @@ from torch import nn
 
 from ..accounting import count_flops, count_parameters
 from ..errors import invalid, missing_extra
-from ..models import check_model, create_model, input_config, swap_layers
+from ..models import check_model, create_model, input_config, parse_candidates, swap_layers
 from .images import ImageData
 from .module import Classifier, Optimisation, seed_epoch
 from .provenance import provenance
 from .quiet import quiet_lightning
-from .record import Recorder
+from .record import Recorder, make_folder
 from .settings import TrainSettings, load_settings, resumed, save_settings
 
 try:
@@ -52,7 +52,7 @@ def train(settings: TrainSettings) -> dict[str, Any]:
     data = ImageData(settings, takes=input_config(settings.model, settings.image_size))
     seed_epoch(settings.seed, -1)
     model = build_model(settings, classes=len(data.classes))
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     if not settings.resume:
         save_settings(settings, out / "settings.yaml")
     recorder = Recorder(out, header=_header(settings, data, model))
@@ -81,7 +81,14 @@ def build_model(settings: TrainSettings, *, classes: int) -> nn.Module:
         image_size=settings.image_size,
         pretrained=settings.pretrained,
     )
-    return swap_layers(model, settings.layer, k=settings.k, branch_ratio=settings.branch_ratio, init=settings.init)
+    return swap_layers(
+        model,
+        settings.layer,
+        k=settings.k,
+        branch_ratio=settings.branch_ratio,
+        candidates=parse_candidates(settings.candidates),
+        init=settings.init,
+    )
 
 
 def load_run(out: str | Path) -> tuple[nn.Module, TrainSettings, list[str]]:

@@ -53,6 +53,7 @@ class TrainSettings:
     layer: str = _option("conv", "what to swap the convolutions or the attention for; conv and attention swap nothing")
     k: int = _option(9, "neighbours of a ConvNN layer")
     branch_ratio: float = _option(0.5, "share of a hybrid's channels that come from its ConvNN branch")
+    candidates: str = _option("all", "who may be a neighbour: all, random:32, grid:5 or window:7; fewer cost less")
     init: str = _option("default", "weights of swapped layers: default, random or from_original (where they fit)")
     pretrained: bool = _option(False, "start from timm's pretrained weights (loaded before layers are swapped)")
     image_size: int | None = _option(None, "side of the square input; default: the model's own")
@@ -75,8 +76,9 @@ class TrainSettings:
 
     def check(self) -> None:
         """Raise ConvNNError for the first field that is wrong; nothing is read but the existence of folders."""
-        from ..models.layers import INITS, LAYERS
+        from ..models.layers import INITS, LAYERS, parse_candidates
 
+        parse_candidates(self.candidates)
         _check_data(self)
         for field, minimum in (("k", 1), ("epochs", 1), ("batch_size", 1), ("seed", 0), ("workers", 0)):
             _whole(field, getattr(self, field), minimum)
