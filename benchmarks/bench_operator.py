@@ -1,110 +1,96 @@
-"""What does the operator cost beside the convolution that it stands for? `make bench`, or with --json FILE.
+"""How fast is the operator beside what it stands in for? `make bench`; all of it with ARGS="--full --json FILE".
 
-Times `knn_aggregate` (cosine, k = 9, the general implementation) with all candidates and with 32 random ones, and
-`nn.Conv2d` (3x3), on random maps: forward, and forward with backward. Prints medians, quartiles and ratios. They are
-those of one process: run it more than once before believing a difference below a quarter.
+Every case of cases.py is timed in processes of its own: ours and the other in turn, forward and forward with backward.
+Printed are the medians over processes of each process's median, and the ratio of times, ours / other, with its range
+over the processes. A ratio below 1 says that ours is faster.
 """
 
 import argparse
 import json
-import platform
+import os
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from cases import SMALL, Step, cases
+from machine import machine
 
-import convnn
-
-SHAPES = [(4, 64, 16), (4, 64, 32), (4, 128, 16)]  # batch, channels, side of the square map
-K = 9
-CANDIDATES = {"all": "all", "random 32": convnn.Random(32, generator=0)}
+WAYS = {"forward": False, "forward+backward": True}
 
 
-def timed(step: Callable[[], Any], repeats: int) -> dict[str, float]:
-    """Milliseconds of `step`: median and quartiles over the repeats, after two for warming up."""
-    for _ in range(2):
-        step()
-    samples = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        step()
-        samples.append((time.perf_counter() - start) * 1e3)
-    low, median, high = statistics.quantiles(samples, n=4)
-    return {"median_ms": median, "low_ms": low, "high_ms": high}
+def in_turn(ours: Step, theirs: Step, seconds: float) -> dict[str, float]:
+    """Median milliseconds of two steps, run in turn for some seconds, at least 3 times each, after one to warm up."""
+    samples: tuple[list[float], list[float]] = ([], [])
+    ours(), theirs()
+    began = time.perf_counter()
+    while len(samples[0]) < 3 or time.perf_counter() - began < seconds:
+        for step, kept in zip((ours, theirs), samples, strict=True):
+            start = time.perf_counter()
+            step()
+            kept.append((time.perf_counter() - start) * 1e3)
+    return {"ours": statistics.median(samples[0]), "theirs": statistics.median(samples[1])}
 
 
-def both_ways(forward: Callable[[], torch.Tensor], repeats: int) -> dict[str, dict[str, float]]:
-    """Time the forward pass without gradients, and forward with backward."""
-
-    def backward() -> None:
-        forward().sum().backward()
-
-    with torch.no_grad():
-        alone = timed(forward, repeats)
-    return {"forward": alone, "forward+backward": timed(backward, repeats)}
-
-
-def measure(shape: tuple[int, int, int], repeats: int) -> dict[str, Any]:
-    """Time the convolution and the operator on one shape."""
+def work(name: str, seconds: float) -> None:
+    """Time one case in this process and print what was found."""
     torch.manual_seed(0)
-    batch, channels, side = shape
-    image = torch.randn(batch, channels, side, side, requires_grad=True)
-    conv = nn.Conv2d(channels, channels, 3, padding=1)
-    tokens = image.detach().flatten(2).transpose(1, 2).contiguous().requires_grad_()
-    weight = (torch.randn(channels, channels, K) / (channels * K) ** 0.5).requires_grad_()
-    times = {"conv2d 3x3": both_ways(lambda: conv(image), repeats)}
-    for name, candidates in CANDIDATES.items():
-
-        def operator(candidates: Any = candidates) -> torch.Tensor:
-            return convnn.knn_aggregate(tokens, tokens, tokens, weight, k=K, candidates=candidates, impl="dense")
-
-        times[f"ConvNN {name}"] = both_ways(operator, repeats)
-    return {"shape": shape, "times": times}
+    case = cases()[name]
+    print(json.dumps({way: in_turn(case.ours(grad), case.theirs(grad), seconds) for way, grad in WAYS.items()}))
 
 
-def show(rows: list[dict[str, Any]]) -> None:
-    """Print a table: one line a shape and layer."""
-    print(
-        f"{'(B, C, H = W)':16} {'layer':18} {'forward ms':>24} {'x conv':>7} {'forward+backward ms':>24} {'x conv':>7}"
-    )
-    for row in rows:
-        base = row["times"]["conv2d 3x3"]
-        for name, times in row["times"].items():
-            line = f"{tuple(row['shape'])!s:16} {name:18}"
-            for way in ("forward", "forward+backward"):
-                t = times[way]
-                ratio = t["median_ms"] / base[way]["median_ms"]
-                line += f" {t['median_ms']:9.2f} ({t['low_ms']:.2f} to {t['high_ms']:.2f})".ljust(26) + f"{ratio:6.1f}"
-            print(line, flush=True)
+def measure(name: str, processes: int, seconds: float) -> dict[str, Any]:
+    """Time one case in several processes, one after the other."""
+    command = [sys.executable, __file__, "--worker", name, "--seconds", str(seconds)]
+    runs = [json.loads(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(processes)]
+    found: dict[str, Any] = {"against": cases()[name].against}
+    for way in WAYS:
+        ratios = [run[way]["ours"] / run[way]["theirs"] for run in runs]
+        found[way] = {
+            "ours_ms": statistics.median(run[way]["ours"] for run in runs),
+            "theirs_ms": statistics.median(run[way]["theirs"] for run in runs),
+            "ratio": statistics.median(ratios),
+            "ratio_range": [min(ratios), max(ratios)],
+        }
+    return found
+
+
+def show(name: str, found: dict[str, Any]) -> None:
+    """Print one line a way."""
+    for way in WAYS:
+        t = found[way]
+        low, high = t["ratio_range"]
+        times = f"{t['ours_ms']:9.2f} {t['theirs_ms']:9.2f}"
+        print(f"{name:42} {way:17} {times}  {t['ratio']:6.2f} ({low:.2f} to {high:.2f})", flush=True)
 
 
 def main() -> None:
-    """Measure every shape and show the table, and write it where --json says."""
+    """Measure the chosen cases, show them as they come, and write them where --json says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=15, help="timed runs of each (default: 15)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch's threads")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the measurements to this file")
+    parser.add_argument("--full", action="store_true", help="every shape (half an hour) instead of one a question")
+    parser.add_argument("--only", default="", help="only cases whose name holds this")
+    parser.add_argument("--processes", type=int, default=3, help="processes a case (default: 3)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of each pair of steps (default: 1)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the record to this file")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    machine = {
-        "torch": torch.__version__,
-        "convnn": convnn.__version__,
-        "python": platform.python_version(),
-        "processor": torch.backends.cpu.get_cpu_capability(),
-        "system": platform.platform(),
-        "threads": torch.get_num_threads(),
-        "dtype": "float32",
-        "repeats": arguments.repeats,
-    }
-    print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
-    rows = [measure(shape, arguments.repeats) for shape in SHAPES]
-    show(rows)
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"machine": machine, "k": K, "rows": rows}, indent=2) + "\n")
+    if arguments.worker:
+        work(arguments.worker, arguments.seconds)
+        return
+    os.chdir(Path(__file__).parent)
+    names = [n for n in cases() if arguments.only in n and (arguments.full or n.endswith(SMALL))]
+    record = {"command": f"python benchmarks/{Path(__file__).name} {' '.join(sys.argv[1:])}".strip(), **machine()}
+    record |= {"processes": arguments.processes, "seconds": arguments.seconds, "cases": {}}
+    print(", ".join(f"{k} {v}" for k, v in record.items() if k not in ("command", "cases")))
+    print(f"{'case':42} {'way':17} {'ours ms':>9} {'other ms':>9}  ours / other (range over processes)", flush=True)
+    for name in names:
+        record["cases"][name] = measure(name, arguments.processes, arguments.seconds)
+        show(name, record["cases"][name])
+        if arguments.json:
+            arguments.json.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":
