@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="every shape (half an hour) instead of one a question")
     parser.add_argument("--only", default="", help="only cases whose name holds this")
     parser.add_argument("--processes", type=int, default=3, help="processes a case (default: 3)")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each pair of steps (default: 1)")
+    parser.add_argument("--seconds", type=float, default=0.5, help="of each pair of steps (default: 0.5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the record to this file")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

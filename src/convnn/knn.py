@@ -182,6 +182,15 @@ def knn_aggregate(
     return choose.run_aggregate(impl, *_aggregate(query, key, k, gather, impl, search))
 
 
+def convolve_map(x: Tensor, weight: Tensor | None, bias: Tensor | None, **geometry: Any) -> Tensor:
+    """Run the operator on a map ``(B, C, *grid)`` where it is known to be a convolution, by the native kernel.
+
+    For layers that were recognised when they were made: no tokens, no padded copy. ``geometry`` holds the kernel's
+    ``size``, ``stride``, ``padding``, ``dilation`` and ``groups``; the weight is ``(C_out, C_in/groups, k)``.
+    """
+    return choose.run_convolution(x, weight, bias, **geometry)
+
+
 def explain_choice(
     query: Tensor, key: Tensor, value: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, **options: Any
 ) -> Choice:

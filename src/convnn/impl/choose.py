@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,6 +77,16 @@ def run_aggregate(impl: str, search: Search, gather: Gather) -> Tensor:
         return sampled.mix(search, gather, tiled.search(search))
     out: Tensor = _general(choice).aggregate(search, gather)
     return out
+
+
+def run_convolution(x: Tensor, weight: Tensor | None, bias: Tensor | None, **geometry: Any) -> Tensor:
+    """Run the native convolution for a layer that was recognised as one when it was made."""
+    from . import limits
+
+    if weight is None:
+        raise invalid("weight", "the slots of a convolution", None, "use aggregation='standard'")
+    _logged(Choice("conv", _SPECIAL["conv"]))
+    return limits.convolve_map(x, weight, bias, **geometry)
 
 
 def _general(choice: Choice) -> ModuleType:

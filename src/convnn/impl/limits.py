@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -47,10 +49,22 @@ def convolve(problem: Search, aggregation: Gather) -> Tensor:
         radius = size[axis] // 2 * dilation[axis]
         reach = (lattice.shape[axis] - 1) * lattice.stride[axis] + 2 * radius + 1
         value = value.narrow(2 + axis, lattice.origin[axis] - radius, reach)
+    geometry: dict[str, Any] = {
+        "size": size,
+        "stride": lattice.stride,
+        "dilation": dilation,
+        "groups": aggregation.groups,
+    }
+    return convolve_map(value, aggregation.weight, aggregation.bias, **geometry).flatten(2).transpose(1, 2)
+
+
+def convolve_map(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, size: tuple[int, ...], padding: Any = 0, **geometry: Any
+) -> Tensor:
+    """Run the native convolution of a map ``(B, C, *grid)``, with slots ``(C_out, C_in/groups, k)`` as its kernel."""
     convolution = (F.conv1d, F.conv2d, F.conv3d)[len(size) - 1]
-    weight = aggregation.weight.unflatten(2, size)
-    out: Tensor = convolution(value, weight, aggregation.bias, lattice.stride, 0, dilation, aggregation.groups)
-    return out.flatten(2).transpose(1, 2)
+    out: Tensor = convolution(x, weight.unflatten(2, size), bias, padding=padding, **geometry)
+    return out
 
 
 def cannot_attend(problem: Search, aggregation: Gather) -> str | None:

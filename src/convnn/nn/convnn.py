@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..errors import invalid
-from ..knn import knn_aggregate, knn_search
+from ..knn import convolve_map, knn_aggregate, knn_search
 from ..stages import geometry
-from ..types import Candidates, Lattice, Neighbors, Similarity, Weighting, Window
-from .kernels import Conv, conv_geometry, kernel_radius
+from ..types import Candidates, Neighbors, Similarity, Weighting, Window
+from .kernels import Conv, conv_geometry, kernel_radius, native_convolution
 from .options import (
     PADDING_MODES,
     NeighborLayer,
@@ -29,9 +29,8 @@ from .options import (
 class _ConvNN(NeighborLayer):
     """The k nearest tokens of every position of a map, aggregated by one matrix per slot.
 
-    Takes what ``nn.Conv*d`` takes (``k`` in the place of the kernel size) and answers with the same kind of map; every
-    position is a token. The queries are the input's own positions (every ``stride``-th); what ``padding`` adds around
-    the map are candidates, not queries.
+    Takes what ``nn.Conv*d`` takes (``k`` for the kernel size) and answers with the same kind of map. The queries are
+    the input's own positions (every ``stride``-th); what ``padding`` adds are candidates, not queries.
 
     Args:
         in_channels: C_in.
@@ -110,9 +109,8 @@ class _ConvNN(NeighborLayer):
     ) -> None:
         if include_self is None:
             include_self = not isinstance(similarity, str) or similarity != "spatial"
-        super().__init__(k, similarity=similarity, candidates=candidates, include_self=include_self,
-                         weighting=weighting, aggregation=aggregation, temperature=temperature, scale=scale,
-                         impl=impl)  # fmt: skip
+        super().__init__(k, similarity=similarity, candidates=candidates, include_self=include_self, scale=scale,
+                         weighting=weighting, aggregation=aggregation, temperature=temperature, impl=impl)  # fmt: skip
         checks.name("padding_mode", padding_mode, PADDING_MODES)
         self.in_channels = checks.whole("in_channels", in_channels)
         self.out_channels = checks.whole("out_channels", out_channels)
@@ -128,13 +126,14 @@ class _ConvNN(NeighborLayer):
         self.value_coordinates = checks.flag("value_coordinates", value_coordinates)
         self.has_bias = checks.flag("bias", bias) and aggregation != "sum"
         self._make_parameters({"device": device, "dtype": dtype})
+        self.native = native_convolution(self)
         self.reset_parameters()
 
     def _make_parameters(self, factory: dict[str, Any]) -> None:
         token = self.in_channels * self.unshuffle**self.dims
         value = token + self.dims * self.value_coordinates
         out = self.out_channels * self.shuffle**self.dims
-        groups = aggregation_groups(self.aggregation, self.groups, value=value, out=out)
+        groups = self.slot_groups = aggregation_groups(self.aggregation, self.groups, value=value, out=out)
         separable = self.aggregation == "depthwise_separable"
         self.query_projection = nn.Linear(token, token, bias=False, **factory) if self.projection else None
         self.key_projection = nn.Linear(token, token, bias=False, **factory) if self.projection else None
@@ -188,17 +187,22 @@ class _ConvNN(NeighborLayer):
         """Map ``(B, C_in, *grid)`` (or without B) to ``(B, C_out, *grid')``, in the input's memory format."""
         unbatched = self._check_input(x)
         x = x.unsqueeze(0) if unbatched else x
+        native = self.native if self.impl in ("auto", "conv") else None
+        y = self._aggregate(x) if native is None else convolve_map(x, self.weight, self.bias, **native)
+        return y.squeeze(0) if unbatched else y
+
+    def _aggregate(self, x: Tensor) -> Tensor:
         query, key, value, place = self._tokens(x)
-        out = knn_aggregate(query, key, value, self.weight, self.bias, k=self.k, groups=self._groups(value),
-                            impl=self.impl, **place, **self._search_options(), **self._weighting_options())  # fmt: skip
+        groups = 1 if self.weight is None else self.slot_groups
+        out = knn_aggregate(query, key, value, self.weight, self.bias, k=self.k, groups=groups, impl=self.impl, **place,
+                            **self._search_options(), **self._weighting_options())  # fmt: skip
         if self.pointwise is not None:
             out = self.pointwise(out)
-        lattice: Lattice = place["query_index"]
         memory_format = geometry.memory_format_of(x)
-        y = geometry.to_map(out, lattice.shape, memory_format)
-        if self.shuffle > 1:
-            y = geometry.pixel_shuffle(y, self.shuffle).contiguous(memory_format=memory_format)
-        return y.squeeze(0) if unbatched else y
+        y = geometry.to_map(out, place["query_index"].shape, memory_format)
+        return (
+            y if self.shuffle == 1 else geometry.pixel_shuffle(y, self.shuffle).contiguous(memory_format=memory_format)
+        )
 
     def neighbors(self, x: Tensor) -> Neighbors:
         """Find the neighbours that ``forward`` would aggregate.
@@ -249,11 +253,6 @@ class _ConvNN(NeighborLayer):
             places = geometry.coordinates(grid, dtype=value.dtype, device=value.device)
             value = torch.cat([value, places.expand(x.shape[0], -1, -1)], dim=-1)
         return query, key, value, {"grid": grid, "query_index": lattice}
-
-    def _groups(self, value: Tensor) -> int:
-        if self.weight is None:
-            return 1
-        return value.shape[2] // self.weight.shape[1]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Accept a convolution's weight ``(C_out, C_in/groups, *kernel)`` where the slots are that very kernel's."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from ..errors import invalid
+from ..stages.geometry import whole_window
 from .attachments import refuse_attachments
 from .options import per_axis
 
@@ -62,3 +65,17 @@ def conv_geometry(conv: nn.Module, conv_type: type[Conv]) -> tuple[tuple[int, ..
     kernel = odd_kernel("kernel_size", conv.kernel_size, dims)
     dilation = per_axis("dilation", conv.dilation, dims, at_least=1)
     return kernel, dilation, resolve_padding(conv.padding, kernel_radius(kernel, dilation))
+
+
+def native_convolution(layer: Any) -> dict[str, Any] | None:
+    """Return the geometry of the convolution that a ConvNN layer is, read once from its options; None if it is none."""
+    plain = not (layer.projection or layer.value_coordinates or layer.include_self) and layer.padding_mode == "zeros"
+    slots = layer.aggregation in ("standard", "depthwise") and layer.weighting == "ones"
+    if not (plain and slots and layer.similarity == "spatial" and layer.unshuffle == layer.shuffle == 1):
+        return None
+    window = whole_window(layer.candidates, layer.k, layer.dims) if layer.candidate_index is None else None
+    if window is None or kernel_radius(*window) != layer.query_margin:
+        return None
+    size, dilation = window
+    return {"size": size, "stride": layer.stride, "padding": layer.padding, "dilation": dilation,
+            "groups": layer.slot_groups}  # fmt: skip
