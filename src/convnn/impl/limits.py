@@ -83,12 +83,14 @@ def cannot_attend(problem: Search, aggregation: Gather) -> str | None:
 def attend(problem: Search, aggregation: Gather) -> Tensor:
     """Run the native scaled dot-product attention."""
     mask = problem.key_padding_mask
-    out: Tensor = F.scaled_dot_product_attention(
-        problem.query,
-        problem.key,
-        aggregation.value,
-        attn_mask=None if mask is None else ~mask.unsqueeze(1),
+    # With an axis of one head: torch's fused kernels take four axes only.
+    query, key, value = (x.unsqueeze(1) for x in (problem.query, problem.key, aggregation.value))
+    out = F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=None if mask is None else ~mask[:, None, None, :],
         dropout_p=aggregation.dropout_p,
         scale=problem.scale / aggregation.temperature,
-    )
+    ).squeeze(1)
     return out if aggregation.bias is None else out + aggregation.bias.to(out.dtype)
