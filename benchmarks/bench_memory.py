@@ -6,7 +6,6 @@ Each figure is the rise of a fresh process's largest resident memory over one fo
 
 import argparse
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -52,7 +51,6 @@ def main() -> None:
         name, batch, side = arguments.worker
         work(name, int(batch), int(side))
         return
-    os.chdir(Path(__file__).parent)
     record = {"command": f"python benchmarks/{Path(__file__).name} {' '.join(sys.argv[1:])}".strip(), **machine()}
     rows = []
     print(f"{'samples':>7} {'tokens':>7}   extra MiB (seconds): ours, plain gather, nn.Conv2d")
@@ -61,7 +59,7 @@ def main() -> None:
         for name in ("ours", "plain", "conv"):
             if name == "plain" and batch * side**4 > PLAIN_UP_TO:
                 continue
-            command = [sys.executable, __file__, "--worker", name, str(batch), str(side)]
+            command = [sys.executable, str(Path(__file__).resolve()), "--worker", name, str(batch), str(side)]
             row[name] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
         rows.append(row)
         cells = (f"{row[n]['extra_mib']:8.0f} ({row[n]['seconds']:.2f})" if n in row else "       -" for n in

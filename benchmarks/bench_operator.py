@@ -7,7 +7,6 @@ over the processes. A ratio below 1 says that ours is faster.
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -44,7 +43,7 @@ def work(name: str, seconds: float) -> None:
 
 def measure(name: str, processes: int, seconds: float) -> dict[str, Any]:
     """Time one case in several processes, one after the other."""
-    command = [sys.executable, __file__, "--worker", name, "--seconds", str(seconds)]
+    command = [sys.executable, str(Path(__file__).resolve()), "--worker", name, "--seconds", str(seconds)]
     runs = [json.loads(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(processes)]
     found: dict[str, Any] = {"against": cases()[name].against}
     for way in WAYS:
@@ -80,7 +79,6 @@ def main() -> None:
     if arguments.worker:
         work(arguments.worker, arguments.seconds)
         return
-    os.chdir(Path(__file__).parent)
     names = [n for n in cases() if arguments.only in n and (arguments.full or n.endswith(SMALL))]
     record = {"command": f"python benchmarks/{Path(__file__).name} {' '.join(sys.argv[1:])}".strip(), **machine()}
     record |= {"processes": arguments.processes, "seconds": arguments.seconds, "cases": {}}
