@@ -19,6 +19,7 @@ from convnn import (
     ConvNNMultiheadAttention,
     HybridAttention,
     HybridConvNN2d,
+    Random,
     conversion_report,
     convert,
 )
@@ -155,12 +156,14 @@ def test_resnet50_of_timm() -> None:
 
 
 def test_vgg11_of_timm() -> None:
-    with torch.device("meta"):
-        net = timm.create_model("vgg11", num_classes=10)
-    new = convert(net, "convnn", where=lambda name, layer: name.startswith("features"))
-    assert len(conversion_report(new).replaced) == 8
-    assert new(torch.zeros(1, 3, 64, 64, device="meta")).shape == (1, 10)
+    net = timm.create_model("vgg11", num_classes=10, mlp_ratio=0.01).eval()  # its head is 100 million weights otherwise
+    x = torch.randn(1, 3, 64, 64)
     assert len(conversion_report(convert(net)).replaced) == 9  # and the 7x7 that reads the last map
+    features = convert(net, "hybrid", k=4, candidates=Random(9), where=lambda name, layer: name.startswith("features"))
+    assert len(conversion_report(features).replaced) == 8
+    assert features(x).shape == (1, 10)
+    spatial = convert(net, "convnn", similarity="spatial", init="from_original")
+    torch.testing.assert_close(spatial(x), net(x), rtol=1e-4, atol=1e-4)
 
 
 def test_convnext_tiny_of_timm() -> None:

@@ -174,6 +174,8 @@ OTHERS: dict[str, Misuse] = {
     "from_conv: other axes": (lambda: from_conv(nn.Conv1d(4, 4, 3)), "conv", ("Conv1d", "use ConvNN1d")),
     "from_conv: nothing": (lambda: from_conv(None), "conv", ("nn.Conv2d", "NoneType")),
     "from_conv: lazy": (lambda: from_conv(nn.LazyConv2d(4, 3)), "conv", ("LazyConv2d",)),
+    "from_conv: a map below the kernel": (
+        lambda: from_conv(nn.Conv2d(4, 4, 7))(X), "input", ("more than 6", "margin of 3")),
     "from_conv: weight norm": (lambda: from_conv(weight_normed()), "conv", ("parametrisation",)),
     "hybrid: even kernel": (lambda: hybrid(kernel_size=2), "kernel_size", ("odd", "(2, 2)")),
     "hybrid: ratio": (lambda: hybrid(branch_ratio=1.5), "branch_ratio", ("[0, 1]", "got 1.5", "ConvNN alone")),

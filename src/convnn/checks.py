@@ -74,6 +74,25 @@ def chance(argument: str, value: object) -> float:
     return number(argument, value)
 
 
+def scale_of_dot(scale: float | None, similarity: object) -> float | None:
+    """Return the scale, or refuse one that the similarity would ignore."""
+    if scale is None:
+        return None
+    value = number("scale", scale)
+    if similarity != "dot":
+        raise invalid("scale", "None unless similarity is 'dot'", value, "leave it out, or use similarity='dot'")
+    return value
+
+
+def temperature_of_softmax(temperature: float, weighting: str) -> float:
+    """Return the temperature, or refuse one that the weighting would ignore."""
+    value = number("temperature", temperature, above=0)
+    if value != 1 and weighting != "softmax":
+        expected = "1 unless weighting is 'softmax'"
+        raise invalid("temperature", expected, value, "leave it out, or use weighting='softmax'")
+    return value
+
+
 def name(argument: str, value: object, allowed: Iterable[str]) -> None:
     """Refuse a name that is not one of ``allowed``, suggesting the closest."""
     names = tuple(allowed)
@@ -216,12 +235,9 @@ def generator(value: object, spec: object) -> None:
 def gather(problem: Gather, neighbors_k: int) -> None:
     """Refuse a weight, bias or weighting that does not fit the values and the k neighbours."""
     name("weighting", problem.weighting, WEIGHTINGS)
-    number("temperature", problem.temperature, above=0)
+    temperature_of_softmax(problem.temperature, problem.weighting)
     whole("groups", problem.groups)
     chance("dropout_p", problem.dropout_p)
-    if problem.temperature != 1 and problem.weighting != "softmax":
-        expected = "1 unless weighting is 'softmax'"
-        raise invalid("temperature", expected, problem.temperature, "leave it out, or use weighting='softmax'")
     channels, weight = problem.value.shape[2], problem.weight
     if weight is None:
         if problem.groups != 1:

@@ -59,8 +59,7 @@ def resolve(
     if key_padding_mask is not None:
         checks.key_padding_mask(key_padding_mask, key)
         checks.some_key_left(key_padding_mask)
-    if scale is not None and similarity != "dot":
-        raise invalid("scale", "None unless similarity is 'dot'", scale, "leave it out, or use similarity='dot'")
+    factor = checks.scale_of_dot(scale, similarity)
     if query_index is None:
         _check_positions_unneeded(similarity, drawn, include_self)
     sampled = isinstance(drawn, Grid | Tensor) and query_index is not None
@@ -68,7 +67,7 @@ def resolve(
     _check_enough(count, drawn, keys_grid, query, sampled=sampled)
     return Search(
         query=query, key=key, k=count, every=k is None and isinstance(drawn, str), similarity=similarity,
-        scale=query.shape[2] ** -0.5 if scale is None else checks.number("scale", scale),
+        scale=query.shape[2] ** -0.5 if factor is None else factor,
         candidates=drawn, include_self=checks.flag("include_self", include_self) or sampled, grid=keys_grid,
         query_index=query_index, key_padding_mask=key_padding_mask, need_similarity=True,
         deterministic=checks.flag("deterministic", deterministic) or torch.are_deterministic_algorithms_enabled(),

@@ -150,8 +150,12 @@ def _hybrid_attention(layer: nn.Module, init: str, options: dict[str, Any]) -> n
         raise invalid("init", expected, init, "use init='random', or to='convnn'")
     refuse_attachments("layer", layer)
     source: Any = layer
-    if source.attn_dim != source.qkv.in_features or not isinstance(source.q_norm, nn.Identity):
-        raise invalid("layer", "an Attention of the standard width, without norms", "another", "use to='convnn'")
+    extras = [name for name in ("q_norm", "k_norm", "norm") if not isinstance(getattr(source, name), nn.Identity)]
+    extras += ["gate"] if getattr(source, "gate", None) is not None else []
+    widths = (source.qkv.in_features, source.attn_dim, source.proj.out_features)
+    if extras or len(set(widths)) > 1:
+        got = f"widths {widths}" + (f" and {', '.join(extras)}" if extras else "")
+        raise invalid("layer", "an Attention of one width, without norms and gate", got, "use to='convnn'")
     options = {"num_heads": source.num_heads, **options}
     return HybridAttention(
         source.qkv.in_features, qkv_bias=source.qkv.bias is not None,

@@ -71,8 +71,6 @@ class _ConvNN(NeighborLayer):
         >>> layer = convnn.ConvNN2d(16, 32, k=9, padding=1)
         >>> layer(torch.randn(2, 16, 8, 8)).shape
         torch.Size([2, 32, 8, 8])
-        >>> convnn.ConvNN1d(4, 4, k=3, candidates=convnn.Random(8))(torch.randn(2, 4, 20)).shape
-        torch.Size([2, 4, 20])
     """
 
     dims: ClassVar[int]
@@ -188,14 +186,18 @@ class _ConvNN(NeighborLayer):
         unbatched = self._check_input(x)
         x = x.unsqueeze(0) if unbatched else x
         native = self.native if self.impl in ("auto", "conv") else None
-        y = self._aggregate(x) if native is None else convolve_map(x, self.weight, self.bias, **native)
+        if native is None:
+            y = self._aggregate(x)
+        else:
+            geometry.padded_lattice(x.shape[2:], self.padding, self.query_margin, stride=self.stride)
+            y = convolve_map(x, self.weight, self.bias, **native)
         return y.squeeze(0) if unbatched else y
 
     def _aggregate(self, x: Tensor) -> Tensor:
         query, key, value, place = self._tokens(x)
         groups = 1 if self.weight is None else self.slot_groups
-        out = knn_aggregate(query, key, value, self.weight, self.bias, k=self.k, groups=groups, impl=self.impl, **place,
-                            **self._search_options(), **self._weighting_options())  # fmt: skip
+        options = {**place, **self._search_options(), **self._weighting_options(), "impl": self.impl}
+        out = knn_aggregate(query, key, value, self.weight, self.bias, k=self.k, groups=groups, **options)
         if self.pointwise is not None:
             out = self.pointwise(out)
         memory_format = geometry.memory_format_of(x)
@@ -220,8 +222,7 @@ class _ConvNN(NeighborLayer):
             torch.Size([1, 25, 3])
         """
         query, key, _, place = self._tokens(x.unsqueeze(0) if self._check_input(x) else x)
-        impl = self.impl if self.impl == "reference" else "auto"
-        return knn_search(query, key, self.k, impl=impl, **place, **self._search_options())
+        return knn_search(query, key, self.k, impl=self._search_impl(), **place, **self._search_options())
 
     def _check_input(self, x: Tensor) -> bool:
         """Refuse what the layer cannot take; return whether the batch axis is missing."""

@@ -74,8 +74,7 @@ class HeadsAttention(NeighborLayer):
     def search(self, query: Tensor, key: Tensor, mask: Tensor | None = None) -> Neighbors:
         """Find each head's neighbours: ``(B, H, N, d)`` and ``(B, H, M, d)`` to ``Neighbors`` of ``(B, H, N, k)``."""
         batch, heads = query.shape[:2]
-        impl = self.impl if self.impl == "reference" else "auto"
-        found = knn_search(query.flatten(0, 1), key.flatten(0, 1), self.k, impl=impl,
+        found = knn_search(query.flatten(0, 1), key.flatten(0, 1), self.k, impl=self._search_impl(),
                            key_padding_mask=self._per_head(mask, key), **self._search_options())  # fmt: skip
         return Neighbors(*(part.unflatten(0, (batch, heads)) for part in found))
 

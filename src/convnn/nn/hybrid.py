@@ -190,8 +190,7 @@ class _HybridConvNN(nn.Module):
         ranks = (self.dims + 2, self.dims + 1)
         check_input(x, self, shape=shape, ranks=ranks, axis=-1 - self.dims, channels=self.in_channels)
         radius = kernel_radius(self.kernel_size, self.dilation)
-        padded = tuple(size + 2 * amount for size, amount in zip(x.shape[-self.dims :], self.padding, strict=True))
-        geometry.lattice_of(padded, radius, self.stride)  # refuses a map smaller than the kernel
+        geometry.padded_lattice(x.shape[-self.dims :], self.padding, radius, stride=self.stride)
 
     def extra_repr(self) -> str:
         """Write the call that makes this layer; the branches follow."""

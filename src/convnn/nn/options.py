@@ -60,13 +60,8 @@ class NeighborLayer(nn.Module):
         self.include_self = checks.flag("include_self", include_self)
         self.weighting = weighting
         self.aggregation = aggregation
-        self.temperature = checks.number("temperature", temperature, above=0)
-        self.scale = None if scale is None else checks.number("scale", scale)
-        if scale is not None and similarity != "dot":
-            raise invalid("scale", "None unless similarity is 'dot'", scale, "leave it out, or use similarity='dot'")
-        if temperature != 1 and weighting != "softmax":
-            expected = "1 unless weighting is 'softmax'"
-            raise invalid("temperature", expected, temperature, "leave it out, or use weighting='softmax'")
+        self.temperature = checks.temperature_of_softmax(temperature, weighting)
+        self.scale = checks.scale_of_dot(scale, similarity)
         self.impl = impl
         # Random candidates of an evaluation: the same at every call, in every process, on every device.
         self.eval_seed = 0
@@ -82,6 +77,10 @@ class NeighborLayer(nn.Module):
             "include_self": self.include_self,
             "scale": self.scale,
         }
+
+    def _search_impl(self) -> str:
+        """Return the implementation for a search alone, which those of the whole operator cannot run."""
+        return self.impl if self.impl in ("reference", "dense", "tiled") else "auto"
 
     def _weighting_options(self) -> dict[str, Any]:
         """Return the keywords of ``knn_gather`` that do not depend on the input."""

@@ -87,6 +87,14 @@ def lattice_of(grid: tuple[int, ...], margin: tuple[int, ...], stride: tuple[int
     return Lattice(margin, tuple(shape), stride)
 
 
+def padded_lattice(
+    grid: tuple[int, ...], padding: tuple[int, ...], margin: tuple[int, ...], *, stride: tuple[int, ...]
+) -> Lattice:
+    """Return ``lattice_of`` the padded grid, in its coordinates; refuses a map too small for a single query."""
+    padded = tuple([size + 2 * amount for size, amount in zip(grid, padding, strict=True)])
+    return lattice_of(padded, margin, stride)
+
+
 def at_lattice(x: Tensor, lattice: Lattice) -> Tensor:
     """View the lattice's positions of a map ``(B, C, *grid)``."""
     for axis, (origin, count, stride) in enumerate(zip(lattice.origin, lattice.shape, lattice.stride, strict=True)):
