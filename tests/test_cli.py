@@ -61,8 +61,8 @@ def test_version(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "convnn: error: command: expected demo or train, got none; see --help"),
-        (("dmo",), "convnn: error: command: expected demo or train, got 'dmo'; did you mean demo?"),
+        ((), "convnn: error: command: expected one of demo, train.*, got none; see --help"),
+        (("dmo",), "convnn: error: command: expected one of demo, train.*, got 'dmo'; did you mean demo?"),
         (("demo", "--sed", "1"), "--sed: expected an option of this command, got an unknown one; did you mean --seed?"),
         (
             ("train", "--batch_size", "1"),
@@ -89,7 +89,7 @@ def test_wrong_options_are_named_and_end_with_two(capsys, arguments, message):
 
 def test_a_yaml_file_and_options_after_it(tmp_path, monkeypatch, capsys):
     seen = []
-    monkeypatch.setattr(cli, "_run", seen.append)
+    monkeypatch.setattr(cli, "_run", lambda _, settings: seen.append(settings))
     config = tmp_path / "run.yaml"
     config.write_text(f"data: {tmp_path}\nepochs: 7\nlayer: hybrid\nbatch_size: 5\n")
     assert run(capsys, "train", "--config", str(config), "--epochs", "2")[0] == 0
@@ -102,14 +102,14 @@ def test_a_yaml_file_and_options_after_it(tmp_path, monkeypatch, capsys):
 
 def test_demo_options_arrive(monkeypatch, capsys, tmp_path):
     seen = []
-    monkeypatch.setattr(cli, "_run", seen.append)
+    monkeypatch.setattr(cli, "_run", lambda _, settings: seen.append(settings))
     assert run(capsys, "demo", "--seed", "4", "--out", str(tmp_path), "--quick")[0] == 0
     assert (seen[0].seed, seen[0].out, seen[0].quick) == (4, str(tmp_path), True)
 
 
 def test_interruptions_and_missing_packages_have_their_status(monkeypatch, capsys, tmp_path):
     def raise_(error):
-        def stop(_):
+        def stop(*_):
             raise error
 
         monkeypatch.setattr(cli, "_run", stop)

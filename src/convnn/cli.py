@@ -1,4 +1,4 @@
-"""The command line: ``convnn demo`` and ``convnn train``. Wiring only; nothing imports it."""
+"""The command line: one entry of COMMANDS a command. Wiring only; nothing imports it."""
 
 from __future__ import annotations
 
@@ -6,22 +6,49 @@ import dataclasses
 import difflib
 import re
 import sys
-from collections.abc import Sequence
-from typing import Any, NoReturn, get_type_hints
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any, NamedTuple, NoReturn, get_type_hints
 
 from . import __version__
 from .errors import ConvNNError, MissingExtraError
-from .train.settings import DemoSettings, TrainSettings
 
 try:
     from jsonargparse import ArgumentParser
 except ImportError:
     sys.exit('convnn: jsonargparse is not installed, and the command line needs it; run: pip install "convnn[train]"')
 
-COMMANDS: dict[str, tuple[type[DemoSettings | TrainSettings], str]] = {
-    "demo": (DemoSettings, "walk from convolution to attention on handwritten digits; writes a report (minutes)"),
-    "train": (TrainSettings, "train any model, with any layer, on a folder of images or a dataset of timm"),
+
+class Command(NamedTuple):
+    """A command: where its settings are, a dataclass whose fields are the options, where it runs, and what it does.
+
+    A field's metadata has its ``help``; with ``positional`` it is given without a name. ``check()`` of the settings
+    raises ConvNNError for what is wrong before anything starts.
+    """
+
+    settings: str
+    run: str
+    text: str
+
+
+COMMANDS = {
+    "demo": Command(
+        "train.settings:DemoSettings",
+        "train.demo:run_demo",
+        "walk from convolution to attention on handwritten digits; writes a report (minutes)",
+    ),
+    "train": Command(
+        "train.settings:TrainSettings",
+        "train.report:run_train",
+        "train any model, with any layer, on a folder of images or a dataset of timm",
+    ),
 }
+
+
+def _find(place: str) -> Any:
+    """Import what ``module:name`` names; modules that run a command are imported when it runs."""
+    module, _, name = place.partition(":")
+    return getattr(import_module(f".{module}", __package__), name)
 
 
 class _Parser(ArgumentParser):
@@ -29,9 +56,9 @@ class _Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         command = re.search(r"Subcommand '(\w+)'", message)
-        settings = COMMANDS.get(command[1] if command else self.prog.split()[-1])
-        fields = dataclasses.fields(settings[0]) if settings else ()
-        options = ["--config", "--help", *("--" + field.name.replace("_", "-") for field in fields)]
+        found = COMMANDS.get(command[1] if command else self.prog.split()[-1])
+        fields = dataclasses.fields(_find(found.settings)) if found else ()
+        options = ["--config", "--help", *(_option(field) for field in fields)]
         program = " ".join(["convnn", command[1]]) if command else self.prog.replace(" [options]", "")
         self.exit(2, f"{program}: error: {explain(message, options)}\n")
 
@@ -48,11 +75,15 @@ def explain(message: str, options: Sequence[str]) -> str:
         close = difflib.get_close_matches("--" + given.lstrip("-").replace("_", "-"), options, n=1)
         fix = f"did you mean {close[0]}? (see --help)" if close else "see --help"
         return f"{given}: expected an option of this command, got an unknown one; {fix}"
+    missing = re.search(r"arguments are required: (?:(\w+)\.)?(\w+)", message)
+    if missing:
+        name = " ".join(filter(None, missing.groups()))
+        return f"{missing[2]}: expected a value, got none; write convnn {name.replace(missing[2], missing[2].upper())}"
     command = re.search(r"invalid choice: '(\w*)'", message)
     if command or 'expected "subcommand"' in message:
         close = difflib.get_close_matches(command[1] if command else "", COMMANDS, n=1)
         got = repr(command[1]) if command else "none"
-        return f"command: expected {' or '.join(COMMANDS)}, got {got}; " + (
+        return f"command: expected one of {', '.join(COMMANDS)}, got {got}; " + (
             f"did you mean {close[0]}?" if close else "see --help"
         )
     value = re.search(r'Parser key "(\w+)":', message)
@@ -71,19 +102,29 @@ def make_parser() -> _Parser:
     parser = _Parser(prog="convnn", description="ConvNN: one operator that runs from convolution to attention.")
     parser.add_argument("--version", action="version", version=f"convnn {__version__}")
     commands = parser.add_subcommands(title="commands", description="convnn COMMAND --help tells a command's options")
-    for name, (settings, text) in COMMANDS.items():
-        command = _Parser(description=text)
+    for name, entry in COMMANDS.items():
+        command = _Parser(description=entry.text)
         command.add_argument("--config", action="config", help="YAML file with any of these options; later ones win")
-        hints = get_type_hints(settings)
-        for field in dataclasses.fields(settings):
-            option = "--" + field.name.replace("_", "-")
-            text_of = field.metadata["help"]
-            if hints[field.name] is bool and not field.default:
-                command.add_argument(option, action="store_true", help=text_of)
-            else:
-                command.add_argument(option, type=hints[field.name], default=field.default, help=text_of)
-        commands.add_subcommand(name, command, help=text)
+        _add_options(command, _find(entry.settings))
+        commands.add_subcommand(name, command, help=entry.text)
     return parser
+
+
+def _add_options(command: _Parser, settings: type[Any]) -> None:
+    hints = get_type_hints(settings)
+    for field in dataclasses.fields(settings):
+        option, text = _option(field), field.metadata["help"]
+        if hints[field.name] is bool and not field.default:
+            command.add_argument(option, action="store_true", help=text)
+        elif field.default is dataclasses.MISSING:
+            command.add_argument(option, type=hints[field.name], help=text)
+        else:
+            command.add_argument(option, type=hints[field.name], default=field.default, help=text)
+
+
+def _option(field: dataclasses.Field[Any]) -> str:
+    """Return what a field is called on the command line."""
+    return field.name if field.metadata.get("positional") else "--" + field.name.replace("_", "-")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -91,14 +132,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed: Any = make_parser().parse_args(None if arguments is None else list(arguments))
     command = parsed.subcommand
     values = {name: value for name, value in parsed[command].items() if name not in ("config", "__path__")}
+    kind = _find(COMMANDS[command].settings)
     try:
-        settings = COMMANDS[command][0](**values)
+        settings = kind(**values)
         if not getattr(settings, "resume", False):  # a run to resume has settings of its own
             settings.check()
-        _run(settings)
+        _run(command, settings)
     except ConvNNError as error:
         name, _, rest = str(error).partition(":")
-        option = f"--{name.replace('_', '-')}" if name in values else name
+        option = next((_option(field) for field in dataclasses.fields(kind) if field.name == name), name)
         print(f"convnn {command}: error: {option}:{rest}", file=sys.stderr)
         return 2
     except MissingExtraError as error:
@@ -111,17 +153,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(settings: DemoSettings | TrainSettings) -> None:
-    if isinstance(settings, DemoSettings):
-        from .train.demo import run_demo
-
-        run_demo(settings)
-        return
-    from .train.report import announce, print_result
-    from .train.run import train
-
-    announce(settings)
-    print_result(settings, train(settings))
+def _run(command: str, settings: object) -> None:
+    run: Callable[[object], object] = _find(COMMANDS[command].run)
+    run(settings)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,23 @@
-"""What ``convnn train`` says in the terminal before and after a run."""
+"""``convnn train``: what it says in the terminal before and after a run."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from ..errors import missing_extra
+from .run import train
 from .settings import TrainSettings
 
 try:
     from rich.console import Console
 except ImportError as error:
     raise missing_extra("rich", "train") from error
+
+
+def run_train(settings: TrainSettings) -> None:
+    """Train, saying before and after what it is and what came of it."""
+    announce(settings)
+    print_result(settings, train(settings))
 
 
 def announce(settings: TrainSettings, *, console: Console | None = None) -> None:
