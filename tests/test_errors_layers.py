@@ -177,7 +177,9 @@ OTHERS: dict[str, Misuse] = {
     "from_conv: a map below the kernel": (
         lambda: from_conv(nn.Conv2d(4, 4, 7))(X), "input", ("more than 6", "margin of 3")),
     "from_conv: weight norm": (lambda: from_conv(weight_normed()), "conv", ("parametrisation",)),
-    "hybrid: even kernel": (lambda: hybrid(kernel_size=2), "kernel_size", ("odd", "(2, 2)")),
+    "hybrid: even kernel": (lambda: hybrid(kernel_size=2, padding=1), "kernel_size", ("padding='same'", "(2, 2)")),
+    "hybrid: even kernel, stride": (lambda: hybrid(kernel_size=2, stride=2), "kernel_size", ("stride 1", "(2, 2)")),
+    "hybrid: convnn_padding": (lambda: hybrid(padding=2, convnn_padding=0), "convnn_padding", ("at least 1", "got 0")),
     "hybrid: ratio": (lambda: hybrid(branch_ratio=1.5), "branch_ratio", ("[0, 1]", "got 1.5", "ConvNN alone")),
     "hybrid: ratio nan": (lambda: hybrid(branch_ratio=NAN), "branch_ratio", ("finite", "nan")),
     "hybrid: ratio a word": (lambda: hybrid(branch_ratio="half"), "branch_ratio", ("number", "'half'")),

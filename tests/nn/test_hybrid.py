@@ -27,6 +27,10 @@ OPTIONS: list[dict[str, Any]] = [
     {"k": 4, "aggregation": "depthwise_separable", "projection": True, "convnn_bias": False},
     {"k": 4, "branch_ratio": 0.0},
     {"k": 4, "branch_ratio": 1.0, "padding_mode": "circular"},
+    {"kernel_size": 2, "k": 4},
+    {"kernel_size": (3, 4), "k": 4, "dilation": 2, "convnn_padding": 0},
+    {"kernel_size": 1, "k": 1, "convnn_padding": 1},
+    {"kernel_size": 5, "k": 4, "padding": 1, "stride": 2, "convnn_padding": (0, 3)},
 ]
 
 
@@ -49,6 +53,8 @@ def test_forward_is_both_branches_and_the_mix(options: dict[str, Any]) -> None:
     kernel, padding = plain["kernel_size"], plain["padding"]
     radius = torch.tensor(kernel).expand(2) // 2 * torch.tensor(plain.get("dilation", 1)).expand(2)
     sizes = {"same": tuple(radius.tolist()), "valid": 0}.get(padding, padding) if isinstance(padding, str) else padding
+    if any(size % 2 == 0 for size in torch.tensor(kernel).expand(2)):
+        sizes = "same"
     conv = nn.Conv2d(4, 8, kernel, stride=plain.get("stride", 1), dilation=plain.get("dilation", 1), padding=sizes)
     assert y.shape == conv(x).shape
 
@@ -75,6 +81,29 @@ def test_the_ratio_is_the_floor_of_the_channels(ratio: float, share: int) -> Non
 
 def test_a_ratio_that_is_whole_in_decimal_loses_no_channel() -> None:
     assert HybridConvNN2d(3, 100, branch_ratio=0.29).convnn.out_channels == 29
+
+
+def test_an_even_kernel_is_torchs_padding_same() -> None:
+    layer, x = HybridConvNN2d(4, 8, 2, k=4, branch_ratio=0.5), torch.randn(2, 4, 5, 7)
+    assert layer.conv is not None
+    conv = nn.Conv2d(4, 4, 2, padding="same")
+    conv.load_state_dict(layer.conv.state_dict())
+    torch.testing.assert_close(layer.conv(x), conv(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("padding", "given"), [("same", 0), ("same", 1), ("same", 3), (0, 0), (0, 2), (2, 1), (2, 4)])
+def test_convnn_padding_moves_no_query(padding: Any, given: int) -> None:
+    """The queries stand on the kernel's centres, whatever the ConvNN's own padding adds to its candidates."""
+    layer = HybridConvNN2d(4, 8, 3, k=3, padding=padding, convnn_padding=given).double()
+    x = torch.randn(1, 4, 6, 5).double()
+    around = {"same": 1}.get(padding, padding)
+    centres = nn.functional.pad(x, (around,) * 4)[:, :, 1:-1, 1:-1].flatten(2)
+    keys = nn.functional.pad(x, (given,) * 4).flatten(2)
+    found = convnn.knn_search(centres.transpose(1, 2), keys.transpose(1, 2), 3)
+    # Where the query is a zero token every similarity is 0, and any neighbours are right.
+    real = (centres != 0).any(1)[0]
+    assert layer.neighbors(x).index[0, real, 0].tolist() == found.index[0, real, 0].tolist()
+    assert layer(x).shape == nn.Conv2d(4, 8, 3, padding=padding).double()(x).shape
 
 
 def test_ratio_0_is_the_convolution_and_the_mix() -> None:

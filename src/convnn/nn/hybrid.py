@@ -13,7 +13,7 @@ from ..errors import invalid
 from ..stages import geometry
 from ..types import Neighbors
 from .convnn import ConvNN1d, ConvNN2d, ConvNN3d
-from .kernels import Conv, kernel_radius, odd_kernel, resolve_padding
+from .kernels import Conv, kernel_radius, resolve_padding
 from .options import (
     PADDING_MODES,
     check_input,
@@ -42,14 +42,15 @@ def branch_share(branch_ratio: float, channels: int) -> int:
 class _HybridConvNN(nn.Module):
     """A convolution and a ConvNN, both fed the whole input, concatenated (ConvNN first) and mixed by a 1x1 convolution.
 
-    Drop-in for ``nn.Conv*d`` with an odd kernel: the same output size for any stride, padding and dilation. Of the
+    Drop-in for ``nn.Conv*d``: the same output size for any stride, padding and dilation (an even kernel, which has no
+    centre for the query to stand on, takes ``padding="same"`` with stride 1). Of the
     C_out channels, ``floor(branch_ratio * C_out)`` are the ConvNN's. With ``groups`` above 1, every output channel sees
     its own group alone, so the groups are divided between the branches (each branch is fed its groups).
 
     Args:
         in_channels: C_in.
         out_channels: C_out.
-        kernel_size: of the convolution; odd.
+        kernel_size: of the convolution; even sizes only with ``padding="same"`` and stride 1.
         k: neighbours of the ConvNN.
         branch_ratio: lambda, the ConvNN's share of the output channels, in [0, 1]; 0 and 1 keep one branch and the mix.
         stride: of both branches.
@@ -58,6 +59,7 @@ class _HybridConvNN(nn.Module):
         groups: of both branches together.
         bias: whether the branches have a bias (the mix always has one).
         convnn_bias: whether the ConvNN has one; as ``bias`` if left out.
+        convnn_padding: of the map that the ConvNN finds its neighbours in; as ``padding`` if left out.
         padding_mode: as in ``nn.Conv*d``.
         device: as in ``nn.Conv*d``.
         dtype: as in ``nn.Conv*d``.
@@ -98,6 +100,7 @@ class _HybridConvNN(nn.Module):
         groups: int = 1,
         bias: bool = True,
         convnn_bias: bool | None = None,
+        convnn_padding: int | tuple[int, ...] | None = None,
         padding_mode: str = "zeros",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -108,9 +111,9 @@ class _HybridConvNN(nn.Module):
         self.in_channels = checks.whole("in_channels", in_channels)
         self.out_channels = checks.whole("out_channels", out_channels)
         self.groups = checks.whole("groups", groups)
-        self.kernel_size = odd_kernel("kernel_size", kernel_size, self.dims)
         self.stride = per_axis("stride", stride, self.dims, at_least=1)
         self.dilation = per_axis("dilation", dilation, self.dims, at_least=1)
+        self.kernel_size = self._kernel(kernel_size, padding)
         self.branch_ratio, self.k = branch_ratio, k
         self.bias, self.convnn_bias, self.padding_mode = checks.flag("bias", bias), convnn_bias, padding_mode
         self._options = given_repr(options)
@@ -118,9 +121,10 @@ class _HybridConvNN(nn.Module):
         share = branch_share(branch_ratio, out_channels)
         radius = kernel_radius(self.kernel_size, self.dilation)
         self.padding = resolve_padding(padding, radius)
+        self.convnn_padding, margin = self._convnn_place(convnn_padding, radius)
         self.convnn_groups = self._divide_groups(share)
-        shared: dict[str, Any] = {"stride": self.stride, "padding": self.padding, "padding_mode": padding_mode,
-                                  "device": device, "dtype": dtype}  # fmt: skip
+        shared: dict[str, Any] = {"stride": self.stride, "padding_mode": padding_mode, "device": device,
+                                  "dtype": dtype}  # fmt: skip
         self.convnn_channels = in_channels if groups == 1 else in_channels // groups * self.convnn_groups
         conv_channels = in_channels if groups == 1 else in_channels - self.convnn_channels
         self.conv = None
@@ -131,17 +135,39 @@ class _HybridConvNN(nn.Module):
         convnn = self.convnn_type(
             self.convnn_channels or in_channels, share or out_channels, k,
             groups=self.convnn_groups if share and groups > 1 else 1,
-            bias=bias if convnn_bias is None else convnn_bias, query_margin=None if patches else radius,
-            **{**shared, **unused}, **options,
+            bias=bias if convnn_bias is None else convnn_bias, padding=self.convnn_padding,
+            query_margin=None if patches else margin, **{**shared, **unused}, **options,
         )  # fmt: skip
         self.convnn = convnn if share else None
         if share < out_channels:
             convolution: Any = self.conv_type
             self.conv = convolution(
-                conv_channels, out_channels - share, self.kernel_size, dilation=self.dilation,
-                groups=max(groups - self.convnn_groups, 1) if groups > 1 else 1, bias=bias, **shared,
+                conv_channels, out_channels - share, self.kernel_size, dilation=self.dilation, bias=bias,
+                padding=self.padding if self._has_centre() else "same",
+                groups=max(groups - self.convnn_groups, 1) if groups > 1 else 1, **shared,
             )  # fmt: skip
         self.mix = self.conv_type(out_channels, out_channels, 1, device=device, dtype=dtype)
+
+    def _kernel(self, kernel_size: object, padding: object) -> tuple[int, ...]:
+        """Return the kernel per axis, or refuse an even one where the outputs would not stand on the input's tokens."""
+        kernel = per_axis("kernel_size", kernel_size, self.dims, at_least=1)
+        if any(size % 2 == 0 for size in kernel) and (padding != "same" or set(self.stride) != {1}):
+            expected = "odd sizes (the query is the kernel's centre), or even ones with padding='same' and stride 1"
+            raise invalid("kernel_size", expected, kernel, "use an odd kernel")
+        return kernel
+
+    def _has_centre(self) -> bool:
+        return all(size % 2 for size in self.kernel_size)
+
+    def _convnn_place(self, given: object, radius: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the ConvNN's padding, and how far inside it the queries begin: where the kernel's centres do."""
+        padding = self.padding if given is None else per_axis("convnn_padding", given, self.dims, at_least=0)
+        margin = tuple(own + reach - pad for own, reach, pad in zip(padding, radius, self.padding, strict=True))
+        if min(margin) < 0:
+            least = simplest(tuple(max(pad - reach, 0) for pad, reach in zip(self.padding, radius, strict=True)))
+            expected = f"at least {least} (the kernel's centres reach that far outside the map)"
+            raise invalid("convnn_padding", expected, given, "raise it")
+        return padding, margin
 
     def _divide_groups(self, share: int) -> int:
         """Return how many of the groups are the ConvNN's, or refuse a ratio that cuts a group."""
@@ -205,6 +231,7 @@ class _HybridConvNN(nn.Module):
             "groups": (self.groups, 1),
             "bias": (self.bias, True),
             "convnn_bias": (self.convnn_bias, None),
+            "convnn_padding": (simplest(self.convnn_padding), simplest(self.padding)),
             "padding_mode": (self.padding_mode, "zeros"),
         }
         return call + options_repr(own) + self._options
