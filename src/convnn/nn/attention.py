@@ -126,12 +126,17 @@ class ConvNNAttention(HeadsAttention):
         is_causal: bool = False,
         *,
         key_padding_mask: Tensor | None = None,
+        neighbors: Neighbors | None = None,
     ) -> Tensor:
-        """Attend within ``(B, N, C)``; ``key_padding_mask`` ``(B, N)`` is True for tokens that are no neighbours."""
+        """Attend within ``(B, N, C)``; ``key_padding_mask`` ``(B, N)`` is True for tokens that are no neighbours.
+
+        ``neighbors``: what ``self.neighbors`` or that of a layer with as many heads returned, their similarities
+        included; nothing is searched.
+        """
         refuse_attn_mask(attn_mask, is_causal)
         query, key, value = self._heads(x)
         gate = None if self.gate is None else self.gate(x).sigmoid()
-        out = self.attend(query, key, value, key_padding_mask, self.attn_drop.p)
+        out = self.attend(query, key, value, key_padding_mask, neighbors, dropout_p=self.attn_drop.p)
         out = self.norm(out.transpose(1, 2).flatten(2))
         out = self.proj(out if gate is None else out * gate)
         dropped: Tensor = self.proj_drop(out)

@@ -12,8 +12,8 @@ from .. import checks
 from ..errors import invalid
 from ..knn import convolve_map, knn_aggregate, knn_search
 from ..stages import geometry
-from ..types import Candidates, Neighbors, Similarity, Weighting, Window
-from .kernels import Conv, conv_geometry, kernel_radius, native_convolution
+from ..types import Candidates, Lattice, Neighbors, Similarity, Weighting
+from .kernels import Conv, as_slots, native_convolution, spatial_options
 from .options import (
     PADDING_MODES,
     NeighborLayer,
@@ -29,8 +29,8 @@ from .options import (
 class _ConvNN(NeighborLayer):
     """The k nearest tokens of every position of a map, aggregated by one matrix per slot.
 
-    Takes what ``nn.Conv*d`` takes (``k`` for the kernel size) and answers with the same kind of map. The queries are
-    the input's own positions (every ``stride``-th); what ``padding`` adds are candidates, not queries.
+    Takes what ``nn.Conv*d`` takes (``k`` for the kernel size). The queries are the input's own positions (every
+    ``stride``-th); what ``padding`` adds are candidates, not queries.
 
     Args:
         in_channels: C_in.
@@ -167,61 +167,57 @@ class _ConvNN(NeighborLayer):
             >>> torch.allclose(convnn.ConvNN2d.from_conv(conv)(x), conv(x), atol=1e-6)
             True
         """
-        kernel, dilation, padding = conv_geometry(conv, cls.conv_type)
-        source: Any = conv
-        weight = source.weight
-        layer = cls(
-            source.in_channels, source.out_channels, weight[0, 0].numel(), stride=source.stride, padding=padding,
-            groups=source.groups, bias=source.bias is not None, similarity="spatial",
-            candidates=Window(kernel, dilation), padding_mode=source.padding_mode,
-            query_margin=kernel_radius(kernel, dilation), impl=impl, device=weight.device, dtype=weight.dtype,
-        )  # fmt: skip
+        layer = cls(**spatial_options(conv, cls.conv_type), impl=impl)
         layer.load_state_dict(conv.state_dict())
         for name, parameter in conv.named_parameters():
             layer.get_parameter(name).requires_grad_(parameter.requires_grad)
         return layer.train(conv.training)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, C_in, *grid)`` (or without B) to ``(B, C_out, *grid')``, in the input's memory format."""
+    def forward(self, x: Tensor, neighbors: Neighbors | None = None) -> Tensor:
+        """Map ``(B, C_in, *grid)`` (or without B) to ``(B, C_out, *grid')``, in the input's memory format.
+
+        ``neighbors``: what ``self.neighbors`` or that of a layer of the same geometry returned; nothing is searched.
+        """
         unbatched = self._check_input(x)
         x = x.unsqueeze(0) if unbatched else x
-        native = self.native if self.impl in ("auto", "conv") else None
+        native = self.native if neighbors is None and self.impl in ("auto", "conv") else None
         if native is None:
-            y = self._aggregate(x)
+            y = self._aggregate(x, neighbors)
         else:
             geometry.padded_lattice(x.shape[2:], self.padding, self.query_margin, stride=self.stride)
             y = convolve_map(x, self.weight, self.bias, **native)
         return y.squeeze(0) if unbatched else y
 
-    def _aggregate(self, x: Tensor) -> Tensor:
-        query, key, value, place = self._tokens(x)
+    def _aggregate(self, x: Tensor, neighbors: Neighbors | None) -> Tensor:
+        padded, place = self._padded(x)
+        value, lattice = self._values(padded), place["query_index"]
         groups = 1 if self.weight is None else self.slot_groups
-        options = {**place, **self._search_options(), **self._weighting_options(), "impl": self.impl}
-        out = knn_aggregate(query, key, value, self.weight, self.bias, k=self.k, groups=groups, **options)
+        if neighbors is None:
+            options = {**place, **self._search_options(), **self._weighting_options(), "impl": self.impl}
+            query, key = self._compared(padded, lattice)
+            out = knn_aggregate(query, key, value, self.weight, self.bias, k=self.k, groups=groups, **options)
+        else:
+            options = {"weight": self.weight, "bias": self.bias, "groups": groups}
+            out = self._gather(value, neighbors, math.prod(lattice.shape), **options)
         if self.pointwise is not None:
             out = self.pointwise(out)
         memory_format = geometry.memory_format_of(x)
-        y = geometry.to_map(out, place["query_index"].shape, memory_format)
-        return (
-            y if self.shuffle == 1 else geometry.pixel_shuffle(y, self.shuffle).contiguous(memory_format=memory_format)
-        )
+        y = geometry.pixel_shuffle(geometry.to_map(out, lattice.shape, memory_format), self.shuffle)
+        return y.contiguous(memory_format=memory_format)
 
     def neighbors(self, x: Tensor) -> Neighbors:
-        """Find the neighbours that ``forward`` would aggregate.
+        """Find the neighbours that ``forward`` would aggregate in x ``(B, C_in, *grid)``.
 
-        Args:
-            x: ``(B, C_in, *grid)``.
-
-        Returns:
-            ``Neighbors(similarity (B, N, k), index (B, N, k))``: query n is the n-th output position, an index counts
-            the tokens of the padded (and unshuffled) map, both in raster order.
+        Returns ``Neighbors`` of ``(B, N, k)``: query n is the n-th output position, an index counts the tokens of the
+        padded (and unshuffled) map, both in raster order.
 
         Example:
             >>> import convnn
             >>> convnn.ConvNN2d(4, 4, k=3).neighbors(torch.randn(1, 4, 5, 5)).index.shape
             torch.Size([1, 25, 3])
         """
-        query, key, _, place = self._tokens(x.unsqueeze(0) if self._check_input(x) else x)
+        padded, place = self._padded(x.unsqueeze(0) if self._check_input(x) else x)
+        query, key = self._compared(padded, place["query_index"])
         return knn_search(query, key, self.k, impl=self._search_impl(), **place, **self._search_options())
 
     def _check_input(self, x: Tensor) -> bool:
@@ -236,32 +232,35 @@ class _ConvNN(NeighborLayer):
                 raise invalid("input", expected, tuple(x.shape[-self.dims :]), "pad or crop the map")
         return x.dim() == self.dims + 1
 
-    def _tokens(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
-        """Return query ``(B, N, C)``, key and value ``(B, M, C)``, and where they stand."""
-        x = geometry.pixel_unshuffle(x, self.unshuffle)
-        padded = geometry.pad_map(x, self.padding, self.padding_mode)
+    def _padded(self, x: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """Return the map that the candidates are the tokens of, and where the queries stand on it."""
+        padded = geometry.pad_map(geometry.pixel_unshuffle(x, self.unshuffle), self.padding, self.padding_mode)
         grid = tuple(padded.shape[2:])
-        lattice = geometry.lattice_of(grid, self.query_margin, self.stride)
+        return padded, {"grid": grid, "query_index": geometry.lattice_of(grid, self.query_margin, self.stride)}
+
+    def _compared(self, padded: Tensor, lattice: Lattice) -> tuple[Tensor, Tensor]:
+        """Return query ``(B, N, C)`` and key ``(B, M, C)``."""
+        tokens = geometry.to_tokens(padded)
         if self.similarity == "spatial":  # it compares positions alone: the queries' features are not read
-            queries = padded.new_zeros(1).expand(x.shape[0], math.prod(lattice.shape), x.shape[1])
+            queries = padded.new_zeros(1).expand(padded.shape[0], math.prod(lattice.shape), padded.shape[1])
         else:
             queries = geometry.to_tokens(geometry.at_lattice(padded, lattice))
-        tokens = geometry.to_tokens(padded)
         query = queries if self.query_projection is None else self.query_projection(queries)
-        key = tokens if self.key_projection is None else self.key_projection(tokens)
-        value = tokens if self.value_projection is None else self.value_projection(tokens)
-        if self.value_coordinates:
-            places = geometry.coordinates(grid, dtype=value.dtype, device=value.device)
-            value = torch.cat([value, places.expand(x.shape[0], -1, -1)], dim=-1)
-        return query, key, value, {"grid": grid, "query_index": lattice}
+        return query, tokens if self.key_projection is None else self.key_projection(tokens)
+
+    def _values(self, padded: Tensor) -> Tensor:
+        """Return value ``(B, M, C)``."""
+        tokens = geometry.to_tokens(padded)
+        value: Tensor = tokens if self.value_projection is None else self.value_projection(tokens)
+        if not self.value_coordinates:
+            return value
+        places = geometry.coordinates(tuple(padded.shape[2:]), dtype=value.dtype, device=value.device)
+        return torch.cat([value, places.expand(value.shape[0], -1, -1)], dim=-1)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Accept a convolution's weight ``(C_out, C_in/groups, *kernel)`` where the slots are that very kernel's."""
-        weight = state_dict.get(prefix + "weight")
-        in_raster_order = self.similarity == "spatial" and not self.include_self and self.k is not None
-        window = geometry.whole_window(self.candidates, self.k or 1, self.dims) if in_raster_order else None
-        if isinstance(weight, Tensor) and window is not None and tuple(weight.shape[2:]) == window[0]:
-            state_dict = {**state_dict, prefix + "weight": weight.flatten(2)}
+        if prefix + "weight" in state_dict:
+            state_dict = {**state_dict, prefix + "weight": as_slots(state_dict[prefix + "weight"], self)}
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -58,15 +60,34 @@ class HeadsAttention(NeighborLayer):
         elif self.weight is not None:
             nn.init.ones_(self.weight)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout_p: float) -> Tensor:
-        """Attend from ``(B, H, N, d)`` to ``(B, H, M, d)``, with mask ``(B, M)`` or None; returns ``(B, H, N, d)``."""
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None = None,
+        neighbors: Neighbors | None = None,
+        *,
+        dropout_p: float = 0.0,
+    ) -> Tensor:
+        """Attend from ``(B, H, N, d)`` to ``(B, H, M, d)``, with mask ``(B, M)`` or None; returns ``(B, H, N, d)``.
+
+        With ``neighbors`` ``(B, H, N, k)`` these and their similarities are taken, and nothing is searched.
+        """
         batch, heads, queries, _ = query.shape
-        groups = 1 if self.weight is None else value.shape[-1] // self.weight.shape[1]
-        out = knn_aggregate(
-            query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), self.weight, k=self.k, groups=groups,
-            dropout_p=dropout_p if self.training else 0.0, impl=self.impl, key_padding_mask=self._per_head(mask, key),
-            **self._search_options(), **self._weighting_options(),
-        )  # fmt: skip
+        options: dict[str, Any] = {
+            "weight": self.weight,
+            "groups": 1 if self.weight is None else value.shape[-1] // self.weight.shape[1],
+            "dropout_p": dropout_p if self.training else 0.0,
+        }
+        if neighbors is None:
+            options |= {**self._search_options(), **self._weighting_options(), "k": self.k, "impl": self.impl}
+            mask = self._per_head(mask, key)
+            out = knn_aggregate(
+                query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), key_padding_mask=mask, **options
+            )
+        else:
+            out = self._gather(value.flatten(0, 1), _flatten_heads(neighbors, batch, heads), queries, **options)
         if self.pointwise is not None:
             out = self.pointwise(out)
         return out.reshape(batch, heads, queries, out.shape[-1])
@@ -83,6 +104,19 @@ class HeadsAttention(NeighborLayer):
             return None
         checks.key_padding_mask(mask, key.transpose(1, 2))
         return mask.repeat_interleave(self.num_heads, dim=0)
+
+
+def _flatten_heads(neighbors: Neighbors, batch: int, heads: int) -> Neighbors:
+    """Turn ``(B, H, N, k)`` into ``(B * H, N, k)``, or refuse what is none."""
+    if not isinstance(neighbors, Neighbors):
+        fix = "pass what neighbors() of an attention layer returned"
+        raise invalid("neighbors", "a convnn.Neighbors", type(neighbors).__name__, fix)
+    for part in neighbors:
+        if not isinstance(part, Tensor) or part.dim() != 4 or part.shape[:2] != (batch, heads):
+            got = tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__
+            fix = "take them from neighbors() of a layer with as many heads"
+            raise invalid("neighbors", f"(B, H, N, k) with B, H = {(batch, heads)}", got, fix)
+    return Neighbors(*(part.flatten(0, 1) for part in neighbors))
 
 
 # What the layers take as keywords besides their own.

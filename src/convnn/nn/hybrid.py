@@ -189,13 +189,17 @@ class _HybridConvNN(nn.Module):
             expected = "equal to shuffle, with stride 1 and padding 'same' (the branches must agree in size)"
             raise invalid("unshuffle", expected, options.get("unshuffle", 1), "set unshuffle = shuffle")
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, C_in, *grid)`` (or without B) to ``(B, C_out, *grid')``."""
+    def forward(self, x: Tensor, neighbors: Neighbors | None = None) -> Tensor:
+        """Map ``(B, C_in, *grid)`` (or without B) to ``(B, C_out, *grid')``.
+
+        ``neighbors``: what the ConvNN branch is to aggregate, found before by ``neighbors()`` of a layer like this one.
+        """
         self._check_input(x)
         channel = x.dim() - self.dims - 1
         branches = []
         if self.convnn is not None:
-            branches.append(self.convnn(x if self.groups == 1 else x.narrow(channel, 0, self.convnn_channels)))
+            near = x if self.groups == 1 else x.narrow(channel, 0, self.convnn_channels)
+            branches.append(self.convnn(near, neighbors))
         if self.conv is not None:
             rest = self.in_channels - self.convnn_channels
             branches.append(self.conv(x if self.groups == 1 else x.narrow(channel, self.convnn_channels, rest)))

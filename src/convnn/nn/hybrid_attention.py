@@ -115,8 +115,12 @@ class HybridAttention(nn.Module):
         is_causal: bool = False,
         *,
         key_padding_mask: Tensor | None = None,
+        neighbors: Neighbors | None = None,
     ) -> Tensor:
-        """Map ``(B, N, C)`` to ``(B, N, C)``; ``key_padding_mask`` ``(B, N)`` is True for tokens to leave out."""
+        """Map ``(B, N, C)`` to ``(B, N, C)``; ``key_padding_mask`` ``(B, N)`` is True for tokens to leave out.
+
+        ``neighbors``: what the ConvNN branch is to attend to, found before by ``neighbors()`` of a layer like this one.
+        """
         refuse_attn_mask(attn_mask, is_causal)
         self._check_input(x)
         if key_padding_mask is not None:
@@ -124,7 +128,7 @@ class HybridAttention(nn.Module):
         near, rest = x.split([self.share, self.dim - self.share], dim=2)
         outputs = []
         if self.convnn is not None:
-            outputs.append(self.convnn(near, key_padding_mask=key_padding_mask))
+            outputs.append(self.convnn(near, key_padding_mask=key_padding_mask, neighbors=neighbors))
         if self.attention is not None:
             outputs.append(self.attention(rest, key_padding_mask=key_padding_mask))
         if self.conv is not None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import invalid
 from ..stages.geometry import whole_window
+from ..types import Window
 from .attachments import refuse_attachments
 from .options import per_axis
 
@@ -65,6 +66,29 @@ def conv_geometry(conv: nn.Module, conv_type: type[Conv]) -> tuple[tuple[int, ..
     kernel = odd_kernel("kernel_size", conv.kernel_size, dims)
     dilation = per_axis("dilation", conv.dilation, dims, at_least=1)
     return kernel, dilation, resolve_padding(conv.padding, kernel_radius(kernel, dilation))
+
+
+def spatial_options(conv: Any, conv_type: type[Conv]) -> dict[str, Any]:
+    """Return the arguments of the spatial ConvNN that computes what a convolution computes, or refuse it."""
+    kernel, dilation, padding = conv_geometry(conv, conv_type)
+    return {
+        "in_channels": conv.in_channels, "out_channels": conv.out_channels, "k": conv.weight[0, 0].numel(),
+        "stride": conv.stride, "padding": padding, "groups": conv.groups, "bias": conv.bias is not None,
+        "similarity": "spatial", "candidates": Window(kernel, dilation), "padding_mode": conv.padding_mode,
+        "query_margin": kernel_radius(kernel, dilation), "device": conv.weight.device, "dtype": conv.weight.dtype,
+    }  # fmt: skip
+
+
+def as_slots(weight: object, layer: Any) -> object:
+    """Flatten a convolution's weight ``(C_out, C_in/groups, *kernel)`` where the layer's slots are that very kernel's.
+
+    Anything else is returned as it is.
+    """
+    in_raster_order = layer.similarity == "spatial" and not layer.include_self and layer.k is not None
+    window = whole_window(layer.candidates, layer.k, layer.dims) if in_raster_order else None
+    if isinstance(weight, Tensor) and window is not None and tuple(weight.shape[2:]) == window[0]:
+        return weight.flatten(2)
+    return weight
 
 
 def native_convolution(layer: Any) -> dict[str, Any] | None:

@@ -119,7 +119,7 @@ class ConvNNMultiheadAttention(HeadsAttention):
         elif not self.batch_first:
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))
         q, k, v = self._heads(query, key, value)
-        out = self.attend(q, k, v, key_padding_mask, self.dropout)
+        out = self.attend(q, k, v, key_padding_mask, dropout_p=self.dropout)
         attended = self.out_proj(out.transpose(1, 2).flatten(2))
         weights = self._weights(q, k, key_padding_mask, average_attn_weights) if need_weights else None
         if unbatched:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..errors import invalid, unknown_name
+from ..knn import knn_gather
 from ..precision import autocast_is_on
-from ..types import WEIGHTINGS, Candidates, Random, Similarity, Weighting
+from ..types import WEIGHTINGS, Candidates, Neighbors, Random, Similarity, Weighting
 
 AGGREGATIONS = ("standard", "depthwise", "depthwise_separable", "sum")
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -79,12 +80,22 @@ class NeighborLayer(nn.Module):
         }
 
     def _search_impl(self) -> str:
-        """Return the implementation for a search alone, which those of the whole operator cannot run."""
+        """Return the implementation for half of the operator, which those of the whole cannot run."""
         return self.impl if self.impl in ("reference", "dense", "tiled") else "auto"
 
     def _weighting_options(self) -> dict[str, Any]:
         """Return the keywords of ``knn_gather`` that do not depend on the input."""
         return {"weighting": self.weighting, "temperature": self.temperature}
+
+    def _gather(self, value: Tensor, neighbors: Neighbors, queries: int, **options: Any) -> Tensor:
+        """Aggregate neighbours that were found before, by this layer or another: ``(B, queries, k)`` of the values."""
+        if isinstance(neighbors, Neighbors) and isinstance(neighbors.index, Tensor) and neighbors.index.dim() == 3:
+            expected, got = (queries, self.k), tuple(neighbors.index.shape[1:])
+            if got[0] != queries or self.k not in (None, got[1]):
+                fix = "take them from neighbors() of a layer with this geometry and k"
+                raise invalid("neighbors", f"(N, k) = {expected}, the layer's queries and slots", got, fix)
+        options |= self._weighting_options()
+        return knn_gather(value, neighbors, impl=self._search_impl(), **options)
 
     def _neighbor_repr(self, similarity: str = "cosine", weighting: str = "ones", aggregation: str = "standard") -> str:
         """Write the shared options that are not the given defaults, each behind a comma."""
