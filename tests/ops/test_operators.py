@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from convnn.ops import nearest as nearest_module
+from convnn.ops import product as product_module
 from convnn.ops.bags import bag_scatter, bag_sum, pair_distance, pair_product
 from convnn.ops.nearest import nearest
-from convnn.ops.product import product
+from convnn.ops.product import linear, product
 from convnn.ops.slots import slot_mix, slot_mix_backward
 
 B, M, N, C, K = 2, 7, 5, 3, 4
@@ -133,6 +134,53 @@ def test_the_fast_product_is_the_product() -> None:
     expected = (x.double() @ y.double().t()).float()
     torch.testing.assert_close(product(x, y), expected, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(product(x.t()[:160].t(), y), expected, rtol=1e-5, atol=1e-4)
+    wide = torch.empty(200, 160, 3)  # rows whose elements are apart, as one slot of a weight is
+    wide[:, :, 1] = y
+    torch.testing.assert_close(product(x, wide[:, :, 1]), expected, rtol=1e-5, atol=1e-4)
+    bias = torch.randn(200)
+    torch.testing.assert_close(product(x, y, bias), expected + bias, rtol=1e-5, atol=1e-4)
+
+
+def test_the_product_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = torch.randn(300, 160), torch.randn(200, 160)
+    fast = product(x, y)
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not product_module._goes_to_onednn(x, y)
+        torch.testing.assert_close(product(x, y), fast, rtol=1e-5, atol=1e-4)
+    assert product_module._goes_to_onednn(x, y) == torch.backends.mkldnn.is_available()
+    monkeypatch.setattr(product_module, "_inner_product", None)  # a build of torch that has no such door
+    assert not product_module._goes_to_onednn(x, y)
+    torch.testing.assert_close(product(x, y), fast, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [3, 900])  # below and above the size from which oneDNN is worth it
+def test_linear_and_its_derivatives(rows: int) -> None:
+    x, weight, bias = (torch.randn(*shape, requires_grad=True) for shape in ((rows, 40), (30, 40), (30,)))
+    doubles = [t.detach().double().requires_grad_() for t in (x, weight, bias)]
+    results = []
+    for inputs, apply in (((x, weight, bias), linear), (doubles, torch.nn.functional.linear)):
+        y = apply(*inputs)
+        first = torch.autograd.grad(y.square().sum(), inputs, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), inputs)
+        results.append([y, *first, *second])
+    for ours, exact in zip(*results, strict=True):
+        torch.testing.assert_close(ours.double(), exact, rtol=1e-4, atol=1e-4 * float(exact.detach().abs().amax()))
+
+
+@pytest.mark.parametrize("k", [1, 4, 9, 40])
+@pytest.mark.parametrize("width", [40, 73, 128, 333, 1025])
+def test_the_best_by_groups_are_the_best(width: int, k: int) -> None:
+    """Against a sort, with many equal scores, with nan, and with minus infinity."""
+    scores = torch.randint(-30, 30, (2, 6, width)).float()
+    scores[0, 1] = torch.randn(width)
+    scores[0, 2, ::3] = -torch.inf
+    scores[0, 3, width // 2] = torch.nan
+    scores[1, 4] = -torch.inf
+    values, place = nearest_module._top(scores, k)
+    expected = scores.sort(dim=2, descending=True).values[..., :k]
+    torch.testing.assert_close(values, expected, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(scores.gather(2, place), expected, rtol=0, atol=0, equal_nan=True)
+    assert all(len(set(row)) == k for row in place.flatten(0, 1).tolist())
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -149,6 +197,7 @@ def test_torch_finds_nothing_wrong_with_the_operators(dtype: torch.dtype) -> Non
         (slot_mix, (table, weight, index, rho, 1)),
         (slot_mix_backward, (query.new_ones(B, N, 6), table.detach(), weight.detach(), index, None, 1)),
         (nearest, (query.detach(), table.detach(), None, None, None, 3, False)),
+        (product_module._linear, (query[0], weight[:, :, 0], None)),
     ):
         result = torch.library.opcheck(operator, arguments, raise_exception=False)
         assert set(result.values()) == {"SUCCESS"}, (operator, result)

@@ -7,11 +7,11 @@ operations replace ``2 B N k C_in C_out``: about k times fewer.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import plan
 from ..ops.bags import bag_sum
+from ..ops.product import linear
 from ..ops.slots import project
 from ..precision import autocast_dtype
 from ..types import Gather, Grid, Lattice, Neighbors, Search
@@ -73,7 +73,7 @@ def _of_queries(problem: Search, value: Tensor, own: Tensor) -> Tensor:
 def _own_slot(value: Tensor, matrix: Tensor, bias: Tensor | None, *, groups: int) -> Tensor:
     """Apply one slot's matrix ``(C_out, C_in/groups)`` to ``(B, N, C_in)``."""
     if groups == 1:
-        return F.linear(value, matrix, bias)
+        return linear(value.flatten(0, 1), matrix, bias).view(*value.shape[:2], -1)
     if matrix.shape[1] == 1 and matrix.shape[0] == groups:
         mixed = value * matrix.squeeze(1)
     else:

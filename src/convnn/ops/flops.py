@@ -30,6 +30,10 @@ def _projection(value: Shape, weight: Shape) -> int:
     return 2 * value[0] * value[1] * math.prod(weight)
 
 
+def _linear(x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
+    return 2 * math.prod(x) * weight[0]
+
+
 def _slot_mix(value: Shape, weight: Shape, index: Shape, rho: Shape | None, *_: Any, **__: Any) -> int:
     rows = (index[0], index[1], weight[0])
     return _projection(value, weight) + _weighted_rows(rows, index, rho)
@@ -44,13 +48,14 @@ def _slot_mix_backward(
 
 def formulas() -> dict[Any, Callable[..., int]]:
     """Return the formula of every operator, as ``FlopCounterMode(custom_mapping=...)`` takes them."""
-    from . import bags, nearest, slots  # noqa: F401  # defines the operators
+    from . import bags, nearest, product, slots  # noqa: F401  # defines the operators
 
     ops = torch.ops.convnn
     return {
         ops.nearest: _nearest,
         ops.bag_sum: _weighted_rows,
         ops.bag_scatter: _weighted_rows,
+        ops.linear: _linear,
         ops.pair_product: _pairs,
         ops.pair_distance: _pairs,
         ops.slot_mix: _slot_mix,

@@ -16,8 +16,8 @@ _TILE_ELEMENTS_ON_DEVICE = 1 << 26
 _MOST_KEYS = 1 << 13
 # Up to this many keys, several samples share a tile.
 _NARROW = 256
-# From this width on, the best of the groups' maxima are found first; it costs less than one pass of topk.
-_WIDE, _GROUP = 512, 8
+# Columns whose maxima stand for them, where the search goes from maxima to columns, and how few maxima it starts from.
+_GROUP, _FEW = 4, 8
 
 
 @torch.library.custom_op("convnn::nearest", mutates_args=())
@@ -108,11 +108,7 @@ class _Tile(NamedTuple):
         return values, place + keys.start
 
     def _scores(self, keys: slice) -> Tensor:
-        some = self.key[:, keys]
-        if some.shape[0] == 1:
-            scores = product(self.query[0], some[0]).unsqueeze(0)
-        else:
-            scores = torch.bmm(self.query, some.transpose(1, 2))
+        scores = torch.stack([product(*pair) for pair in zip(self.query, self.key[:, keys], strict=True)])
         if self.bias is not None:
             scores.add_(self.bias[..., keys])
         return scores if self.far is None else scores.masked_fill_(self.far[..., keys], -torch.inf)
@@ -166,27 +162,29 @@ class _Tile(NamedTuple):
 
 
 def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return the k largest of ``(b, n, m)`` and their places, descending; nan counts as the largest."""
-    if scores.shape[2] < _WIDE:
-        values, place = scores.topk(k, dim=2)
-        return values, place
-    return _top_of_groups(scores, k)
+    """Return the k largest of ``(b, n, m)`` and their places, descending; nan counts as the largest.
 
-
-def _top_of_groups(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Find the k best by the maxima of groups: the k best elements lie in the k groups with the largest maxima.
-
-    Group g holds the columns ``g, g + n, g + 2n, ...``, so that the maxima are running maxima of whole rows.
+    ``topk`` on a CPU takes a time that grows with the width and k. So maxima of groups are taken, and maxima of those,
+    until few are left: the k best columns lie in the k groups with the largest maxima. A group holds the columns
+    ``g, g + n, g + 2n, ...``, so that the maxima are running maxima of whole rows.
     """
-    n = scores.shape[2] // _GROUP
-    if n < k:
-        values, place = scores.topk(k, dim=2)
-        return values, place
-    grouped = scores[..., : n * _GROUP].unflatten(2, (_GROUP, n))
-    best = grouped.amax(2).topk(k, dim=2, sorted=False).indices
-    pool = grouped.gather(3, best.unsqueeze(2).expand(-1, -1, _GROUP, -1)).flatten(2)
-    rest = scores[..., n * _GROUP :]
-    values, place = torch.cat([pool, rest], 2).topk(k, dim=2)
-    member = torch.div(place, k, rounding_mode="floor")
-    index = member * n + best.gather(2, place % k)
-    return values, torch.where(member < _GROUP, index, place - _GROUP * k + n * _GROUP)
+    levels = [scores.flatten(0, 1)]
+    while scores.device.type == "cpu" and levels[-1].shape[1] > _FEW * k:
+        groups = levels[-1].shape[1] // _GROUP
+        levels.append(levels[-1][:, : groups * _GROUP].unflatten(1, (_GROUP, groups)).amax(1))
+    groups = levels[-1].shape[1]
+    values, place = levels.pop().topk(k, dim=1, sorted=not levels)
+    while levels:
+        place = _members(place, groups, levels[-1].shape[1])
+        groups = levels[-1].shape[1]
+        values, best = levels.pop().gather(1, place).topk(k, dim=1, sorted=not levels)
+        place = place.gather(1, best)
+    return values.unflatten(0, scores.shape[:2]), place.unflatten(0, scores.shape[:2])
+
+
+def _members(chosen: Tensor, groups: int, width: int) -> Tensor:
+    """Return the columns of the chosen groups ``(n, k)``, and those few at the end that are in no group."""
+    first = torch.arange(0, groups * _GROUP, groups, device=chosen.device)
+    members = (chosen.unsqueeze(1) + first.unsqueeze(1)).flatten(1)
+    rest = torch.arange(groups * _GROUP, width, device=chosen.device)
+    return torch.cat([members, rest.expand(members.shape[0], -1)], 1) if rest.numel() else members

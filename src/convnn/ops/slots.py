@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .bags import bag_scatter, bag_sum, invert, pair_product, samples, scatter_rows
-from .product import product
+from .product import linear
 from .vmap import register_loop
 
 # Projected values held at a time.
@@ -38,7 +38,7 @@ def project(value: Tensor, weight: Tensor, groups: int) -> Tensor:
     out, _, k = weight.shape
     if groups == 1:
         matrix = weight.permute(2, 0, 1).reshape(k * out, channels)
-        return product(value.reshape(-1, channels), matrix).view(batch, rows * k, out)
+        return linear(value.reshape(-1, channels), matrix).view(batch, rows * k, out)
     if weight.shape[1] == 1 and out == channels:
         return (value.unsqueeze(2) * weight.squeeze(1).t().contiguous()).reshape(batch, rows * k, out)
     grouped, slots = value.unflatten(2, (groups, -1)), weight.unflatten(0, (groups, -1))
@@ -50,7 +50,7 @@ def _of_value(sums: Tensor, weight: Tensor, groups: int, rows: int) -> Tensor:
     batch, (out, width, k) = sums.shape[0], weight.shape
     if groups == 1:
         matrix = weight.permute(2, 0, 1).reshape(k * out, width)
-        return torch.mm(sums.reshape(-1, k * out), matrix).reshape(batch, rows, width)
+        return linear(sums.reshape(-1, k * out), matrix.t()).reshape(batch, rows, width)
     slots = weight.unflatten(0, (groups, -1))
     if width == 1 and out == groups:
         return (sums.reshape(batch, rows, k, out) * weight.squeeze(1).t().contiguous()).sum(2)
@@ -62,8 +62,8 @@ def _of_weight(sums: Tensor, value: Tensor, weight: Tensor, groups: int) -> Tens
     batch, rows, channels = value.shape
     out, width, k = weight.shape
     if groups == 1:
-        sums_by_value = torch.mm(sums.reshape(-1, k * out).t(), value.reshape(-1, channels))
-        return sums_by_value.view(k, out, channels).permute(1, 2, 0)
+        by_value = linear(value.reshape(-1, channels).t(), sums.reshape(-1, k * out).t())
+        return by_value.view(channels, k, out).permute(2, 0, 1)
     per_slot = sums.reshape(batch, rows, k, groups, -1)
     if width == 1 and out == groups:
         return (per_slot.flatten(3) * value.unsqueeze(2)).sum((0, 1)).t().unsqueeze(1)
