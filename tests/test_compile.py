@@ -76,10 +76,17 @@ def test_compiled_with_symbolic_sizes_it_computes_the_same(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["hybrid", "k-NN attention"])
+@pytest.mark.parametrize("name", ["hybrid", "random", "k-NN attention"])
 def test_the_default_compiler_computes_the_same(name: str) -> None:
-    layer, x = make(name).eval(), example(name)
-    torch.testing.assert_close(torch.compile(layer, fullgraph=True)(x), layer(x), rtol=1e-5, atol=1e-5)
+    layer = make(name).eval()
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True)
+    for size in (8, 10):
+        inputs = [example(name, size).requires_grad_(), *layer.parameters()]
+        y, expected = compiled(inputs[0]), layer(inputs[0])
+        torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+        ours, theirs = (torch.autograd.grad(out.square().sum(), inputs) for out in (y, expected))
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", LAYERS)
