@@ -44,8 +44,8 @@ format: setup ## let ruff mend style and format
 	@$(BIN)/ruff check --fix $(PATHS)
 	@$(BIN)/ruff format $(PATHS)
 
-bench: setup ## time the operator against nn.Conv2d on this machine
-	@$(BIN)/python benchmarks/bench_operator.py $(ARGS)
+bench: setup ## time the layers on this machine beside what they stand in for (under 2 minutes)
+	@$(BIN)/convnn bench $(ARGS)
 
 lock: setup ## write requirements.lock from what .venv holds (UPGRADE=1: take the newest versions first)
 ifeq ($(UPGRADE),1)

@@ -13,10 +13,10 @@ import time
 from pathlib import Path
 
 import torch
-from machine import machine
 from torch import nn
 
 from convnn import ConvNN2d
+from convnn.bench.machine import machine
 
 SIZES = [(8, 56), (1, 32), (1, 64), (1, 128), (1, 256)]  # samples and side of the map
 PLAIN_UP_TO = 8 * 56**2 * 56**2  # elements of the N x N matrices that plain gather is asked for

@@ -38,6 +38,8 @@ LEVELS = {
     "models": 5,
     "train": 5,
     "explain": 5,
+    "bench": 5,
+    "export": 5,
     "testing": 5,
     "cli": 6,
     "__main__": 7,
@@ -355,8 +357,8 @@ def declared_packages() -> set[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     asked = [*project["dependencies"], *(item for extra in project["optional-dependencies"].values() for item in extra)]
     names = {item.split("[")[0].split(">")[0].split("!")[0].split("=")[0].strip() for item in asked}
-    imported_as = {"scikit-learn": "sklearn", "pyyaml": "yaml"}
-    brought = {"numpy", "PIL"}  # by scikit-learn, by torchvision
+    imported_as = {"scikit-learn": "sklearn", "pyyaml": "yaml", "faiss-cpu": "faiss"}
+    brought = {"numpy", "PIL", "huggingface_hub"}  # by scikit-learn, by torchvision, by timm
     return {imported_as.get(name, name).replace("-", "_") for name in names} | brought
 
 

@@ -42,6 +42,26 @@ COMMANDS = {
         "train.report:run_train",
         "train any model, with any layer, on a folder of images or a dataset of timm",
     ),
+    "bench": Command(
+        "bench.settings:BenchSettings",
+        "bench.run:run_bench",
+        "time the layers on this machine beside what they stand in for (minutes)",
+    ),
+    "profile": Command(
+        "accounting.settings:ProfileSettings",
+        "accounting.commands:run_profile",
+        "tell what a model costs: parameters, FLOPs, activation memory and milliseconds",
+    ),
+    "table": Command(
+        "accounting.settings:TableSettings",
+        "accounting.commands:run_table",
+        "print a published table beside ours: table headline",
+    ),
+    "export": Command(
+        "export.settings:ExportSettings",
+        "export.command:run_export",
+        "write a trained model as ONNX or as a program of torch.export, and compare it with the model",
+    ),
 }
 
 

@@ -94,7 +94,8 @@ def convert(
             slice of the kernel, with the 1x1 mix starting as the identity.
         inplace: change ``model`` itself instead of a copy.
         **options: of the new layers: ``k``, ``branch_ratio``, ``similarity``, ``candidates``, ``aggregation``, ...
-            ``similarity="spatial"`` without ``k`` and ``candidates`` takes those of each kernel.
+            ``similarity="spatial"`` without ``k`` and ``candidates`` takes those of each kernel. ``kernel_size`` gives
+            a hybrid's convolution another kernel; ``convnn_bias`` and ``convnn_padding`` are the ConvNN's own.
 
     Returns:
         The converted model; ``conversion_report`` tells what was replaced.
@@ -138,6 +139,7 @@ def convert(
     if errors:
         warnings.warn(_warning(report, len(errors)), ConversionWarning, stacklevel=2)
     _keep_padding(model)
+    model.__dict__.pop("convnn_config", None)  # of convnn.models: it says what the model was before
     model._convnn_report = ConversionReport(earlier.replaced + report.replaced, report.kept)  # type: ignore[assignment]
     return model
 

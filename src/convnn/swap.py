@@ -23,7 +23,7 @@ from .nn.attachments import refuse_attachments
 from .nn.from_attention import is_timm_attention
 from .nn.heads import HEADS_OPTIONS, HeadsAttention
 from .nn.kernels import Conv, conv_geometry, kernel_radius
-from .nn.options import keywords_of
+from .nn.options import keywords_of, per_axis
 from .types import Window
 
 _CONVNN = {nn.Conv1d: ConvNN1d, nn.Conv2d: ConvNN2d, nn.Conv3d: ConvNN3d}
@@ -33,10 +33,13 @@ _OURS = (*_CONVNN.values(), *_HYBRID.values(), HeadsAttention, HybridAttention)
 
 # The options of each replacement, less what the replaced layer decides.
 _FIXED = frozenset({"stride", "padding", "dilation", "groups", "padding_mode", "query_margin", "device", "dtype"})
-_CONV = (keywords_of(ConvNN2d) | {"k"}) - _FIXED
-_CONV_HYBRID = (keywords_of(HybridConvNN2d) | _CONV) - _FIXED
+_CONV = (keywords_of(ConvNN2d) | {"k", "convnn_bias", "convnn_padding"}) - _FIXED
+_CONV_HYBRID = (keywords_of(HybridConvNN2d) | _CONV | {"kernel_size"}) - _FIXED
 _ATTENTION = HEADS_OPTIONS | {"k"}
-_ATTENTION_HYBRID = HEADS_OPTIONS | {"k", "branch_ratio", "partner", "num_heads"}
+_ATTENTION_HYBRID = HEADS_OPTIONS | {"k", "branch_ratio", "partner", "num_heads", "kernel_size"}
+
+OPTIONS = _CONV | _CONV_HYBRID | _ATTENTION | _ATTENTION_HYBRID
+"""Every option that some replacement takes."""
 
 
 def options_for(layer: nn.Module, to: str) -> frozenset[str]:
@@ -87,15 +90,46 @@ def _replace_conv(layer: Any, kind: type[Conv], to: str, init: str, options: dic
     }  # fmt: skip
     channels = (layer.in_channels, layer.out_channels)
     if to == "convnn":
-        margin = kernel_radius(kernel, dilation)
-        new = _CONVNN[kind](*channels, **{**shared, "query_margin": margin, **options})
+        place = _convnn_place(padding, kernel_radius(kernel, dilation), options.get("convnn_padding"))
+        bias = options.get("bias", shared["bias"]) if options.get("convnn_bias") is None else options["convnn_bias"]
+        own = {name: value for name, value in options.items() if name not in ("convnn_padding", "convnn_bias")}
+        new = _CONVNN[kind](*channels, **{**shared, **place, **own, "bias": bias})
         if init == "from_original":
             _take_kernel(new, layer)
         return new
-    hybrid = _HYBRID[kind](*channels, kernel, dilation=dilation, **{**shared, **options})
+    if options.get("kernel_size") is not None:
+        kernel, shared["padding"] = _resized(kernel, dilation, padding, options["kernel_size"])
+    own = {name: value for name, value in options.items() if name != "kernel_size"}
+    hybrid = _HYBRID[kind](*channels, kernel, dilation=dilation, **{**shared, **own})
     if init == "from_original":
         _take_slice(hybrid, layer)
     return hybrid
+
+
+def _convnn_place(padding: tuple[int, ...], radius: tuple[int, ...], given: object) -> dict[str, tuple[int, ...]]:
+    """Return the ConvNN's padding and query margin: its queries stand where the kernel's centres do."""
+    own = padding if given is None else per_axis("convnn_padding", given, len(padding), at_least=0)
+    margin = tuple(new + reach - old for new, reach, old in zip(own, radius, padding, strict=True))
+    if min(margin) < 0:
+        least = max(old - reach for old, reach in zip(padding, radius, strict=True))
+        expected = f"at least {least} (the kernel's centres reach that far outside the map)"
+        raise invalid("convnn_padding", expected, given, "raise it")
+    return {"padding": own, "query_margin": margin}
+
+
+def _resized(
+    kernel: tuple[int, ...], dilation: tuple[int, ...], padding: tuple[int, ...], size: object
+) -> tuple[tuple[int, ...], tuple[int, ...] | str]:
+    """Return a kernel of another size, and the padding with which its output is as large as before."""
+    new = per_axis("kernel_size", size, len(kernel), at_least=1)
+    before, after = kernel_radius(kernel, dilation), kernel_radius(new, dilation)
+    if padding == before:
+        return new, "same"
+    moved = tuple(old + b - a for old, a, b in zip(padding, before, after, strict=True))
+    if any(number % 2 == 0 for number in new) or min(moved) < 0:
+        expected = f"an odd size that can keep the output as large as with kernel {kernel} and padding {padding}"
+        raise invalid("kernel_size", expected, size, "choose a larger, odd one")
+    return new, moved
 
 
 def _take_kernel(new: Any, layer: Any) -> None:
@@ -124,6 +158,9 @@ def _take_slice(hybrid: Any, layer: Any) -> None:
             "init", "a hybrid with a convolution branch", f"branch_ratio={hybrid.branch_ratio}", "use init='random'"
         )
     share = layer.out_channels - hybrid.conv.out_channels
+    if hybrid.conv.weight.shape[2:] != layer.weight.shape[2:]:
+        got, kernel = tuple(hybrid.conv.weight.shape[2:]), tuple(layer.weight.shape[2:])
+        raise invalid("init", f"a branch with the original's kernel {kernel}", got, "leave kernel_size out")
     with torch.no_grad():
         _copy(hybrid.conv.weight, layer.weight[share:], layer.weight)
         _copy(hybrid.conv.bias, None if layer.bias is None else layer.bias[share:], layer.bias)

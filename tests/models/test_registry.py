@@ -18,10 +18,16 @@ def test_what_models_take():
     assert input_config("small_cnn", 12).size == 12
     assert input_config("resnet18").size == 224
     assert input_config("vit_base_patch16_224.augreg_in21k").mean == (0.5, 0.5, 0.5)
+    assert input_config("vit_base.augreg_in21k").mean == (0.5, 0.5, 0.5)
+    assert input_config("resnet18", stem="cifar").size == 32
+    assert input_config("resnet18", 64, "cifar").size == 64
+    assert input_config("vgg11_hybrid_all").size == 32
+    assert input_config("convnn_vit_tiny_knn").size == 224
 
 
 def test_our_models_are_listed_first():
     assert list_models()[:2] == ["small_cnn", "small_transformer"]
+    assert list_models("resnet50_*")[:2] == ["resnet50_conv", "resnet50_convnn_all"]
     assert "resnet50" in list_models()
 
 
@@ -30,9 +36,10 @@ def test_our_models_are_listed_first():
     [
         (
             "resnet18x",
-            "model: expected one of 'small_cnn', 'small_transformer' or a model name of timm, got 'resnet18x'",
+            "model: expected one of convnn's models .* or a model name of timm, got 'resnet18x'; .* 'resnet18'",
         ),
-        ("small_cn", "did you mean 'small_cnn'?"),
+        ("small_cn", r"did you mean 'small_cnn'\?"),
+        ("vgg11_hybrid_randm16", r"did you mean 'vgg11_hybrid_random16'\?"),
         ("qqqqq", r"see convnn\.models\.list_models\(\)"),
     ],
 )

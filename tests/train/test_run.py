@@ -184,7 +184,7 @@ def test_a_timm_model_on_given_splits(split_images, tmp_path):
     [
         ({"model": "smal_cnn"}, "model: expected .* did you mean 'small_cnn'"),
         ({"layer": "knn"}, "layer: expected one that fits the model, got 'knn'"),
-        ({"k": 200}, "model: expected one that takes images of 8 x 8, got 'small_cnn': k: expected"),
+        ({"k": 200}, r"k: expected at most 100 \(there are 100 keys\), got 200; .*images of 8 x 8"),
         (
             {"model": "resnet18", "pretrained": False, "layer": "conv", "image_size": None, "optimizer": "sdg"},
             "optimizer: .* 'sgd'",
@@ -203,3 +203,17 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConvNNError, match=r"out: expected a folder that can be made, got .*file/run.*choose another"):
         make_folder(tmp_path / "file" / "run")
+
+
+def test_a_named_configuration_is_what_its_name_says(images, tmp_path):
+    settings = TrainSettings(data=str(images), out=str(tmp_path), model="vit_tiny_convnn_random32")
+    with torch.device("meta"):
+        named = build_model(settings, classes=3)
+        other = build_model(
+            dataclasses.replace(settings, k=5, model="vit_tiny", layer="convnn", stem="cifar"), classes=3
+        )
+        plain = build_model(dataclasses.replace(settings, k=5, model="resnet18"), classes=3)
+    assert named.convnn_config["candidates"] == "random:32"
+    assert named.convnn_config["num_classes"] == 3
+    assert (other.convnn_config["k"], other.convnn_config["stem"]) == (5, "cifar")
+    assert plain.convnn_config["layer"] == "conv"

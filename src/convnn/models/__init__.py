@@ -1,19 +1,39 @@
-"""Models: two small networks, timm's by name, and ``swap_layers``, which turns any of them into a ConvNN model."""
+"""Models: backbones of timm and two small networks, with ``layer`` choosing between convolution and attention."""
 
-from .layers import LAYERS, parse_candidates, swap_layers
-from .registry import MODELS, InputConfig, check_model, create_model, input_config, list_models
+from . import published
+from .backbones import BACKBONES, InputConfig
+from .config import config_of
+from .create import create_model
+from .entrypoints import register
+from .layers import LAYERS, swap_layers
+from .named import CONFIGURATIONS
+from .pretrained import from_pretrained, save_pretrained
+from .registry import MODELS, check_model, input_config, list_models
 from .small import SmallConvNet, small_transformer
+from .specs import format_candidates, format_similarity, parse_candidates, parse_similarity
 
 __all__ = [
+    "BACKBONES",
+    "CONFIGURATIONS",
     "LAYERS",
     "MODELS",
     "InputConfig",
     "SmallConvNet",
     "check_model",
+    "config_of",
     "create_model",
+    "format_candidates",
+    "format_similarity",
+    "from_pretrained",
     "input_config",
     "list_models",
     "parse_candidates",
+    "parse_similarity",
+    "published",
+    "register",
+    "save_pretrained",
     "small_transformer",
     "swap_layers",
 ]
+
+register()  # so that timm knows our names as soon as this package is imported; nothing happens without timm

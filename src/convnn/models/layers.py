@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from torch import nn
 
 from ..convert import convert
 from ..errors import invalid, unknown_name
-from ..types import Blend, Candidates, Grid, Random, Window
+from ..types import Blend, Candidates, Similarity
+from .specs import parse_candidates, parse_similarity
 
 _CONVOLUTIONS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -38,16 +40,18 @@ LAYERS: dict[str, Swap] = {
         "convnn",
         "convolutions",
         "ConvNN whose neighbours are near and alike, half and half",
-        takes=("k", "candidates"),
+        takes=("k", "candidates", "similarity"),
         options={"similarity": Blend(0.5)},
     ),
-    "convnn": Swap("convnn", "both", "ConvNN: neighbours by features alone", takes=("k", "candidates")),
-    "hybrid": Swap("hybrid", "both", "both branches, mixed by a 1x1", takes=("k", "branch_ratio", "candidates")),
+    "convnn": Swap("convnn", "both", "ConvNN: neighbours by features alone", takes=("k", "candidates", "similarity")),
+    "hybrid": Swap(
+        "hybrid", "both", "both branches, mixed by a 1x1", takes=("k", "branch_ratio", "candidates", "similarity")
+    ),
     "knn": Swap(
         "convnn",
         "attention",
         "attention to the k best tokens, with the attention's weights",
-        takes=("k", "candidates"),
+        takes=("k", "candidates", "similarity"),
         options={"aggregation": "sum", "init": "from_original"},
     ),
 }
@@ -55,50 +59,58 @@ LAYERS: dict[str, Swap] = {
 
 INITS = ("default", "random", "from_original")
 
-
-def parse_candidates(text: str) -> Candidates:
-    """Read candidates from words: ``all``, ``random:32``, ``grid:5`` or ``window:7``; raises ConvNNError for others.
-
-    >>> parse_candidates("random:32")
-    Random(r=32, generator=None)
-    """
-    kinds: dict[str, type[Random] | type[Grid] | type[Window]] = {"random": Random, "grid": Grid, "window": Window}
-    name, _, number = text.partition(":")
-    if text == "all":
-        return "all"
-    if name not in kinds:
-        raise unknown_name("candidates", name, ("all", *kinds))
-    if not number.isdecimal():
-        fix = f"say how many, e.g. {name}:{5 if name != 'random' else 32}"
-        raise invalid("candidates", f"{name}:NUMBER", repr(text), fix)
-    return kinds[name](int(number))
+# timm's VGG reads its last map by a 7x7 convolution: a classifier's layer, whose kernel sees every token there is.
+_NEVER = ("pre_logits.",)
 
 
 def swap_layers(
     model: nn.Module,
     layer: str,
     *,
-    k: int = 9,
+    k: int | None = 9,
     branch_ratio: float = 0.5,
-    candidates: Candidates = "all",
+    candidates: Candidates | str = "all",
+    similarity: Similarity | str | None = None,
     init: str = "default",
+    keep: tuple[str, ...] = (),
+    inplace: bool = False,
+    **options: Any,
 ) -> nn.Module:
     """Return a copy of the model with its convolutions or its attention swapped for ``layer``, a name of ``LAYERS``.
 
-    Swapped are attention, and convolutions with a kernel above 1 and stride 1. ``init`` is that of ``convnn.convert``;
-    ``"default"`` starts from the original's weights where the layer is named for what it recovers (spatial, knn), and
-    from random ones elsewhere. Raises ConvNNError for an unknown name, and when the model has nothing that could be
-    swapped.
+    Swapped are attention, and convolutions with a kernel above 1 and stride 1.
 
-    >>> swap_layers(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1)), "hybrid", k=5)[0].convnn.k
-    5
+    Args:
+        model: any module.
+        layer: ``"conv"`` and ``"attention"`` swap nothing, and return the model itself.
+        k: neighbours.
+        branch_ratio: the ConvNN's share of a hybrid.
+        candidates: who may be a neighbour, or the words for it (``"random:32"``).
+        similarity: how tokens are compared, or the words for it (``"blend:0.5"``); the layer's own if left out.
+        init: that of ``convnn.convert``; ``"default"`` starts from the original's weights where the layer is named for
+            what it recovers (spatial, knn), and from random ones elsewhere.
+        keep: names of layers to leave as they are.
+        inplace: change ``model`` itself.
+        **options: further ones of ``convnn.convert``. Those named above are left unused by layers that have no such
+            choice (``LAYERS[layer].takes``).
+
+    Raises:
+        ConvNNError: an unknown name or option, or a model without anything that could be swapped.
+
+    Example:
+        >>> swap_layers(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1)), "hybrid", k=5)[0].convnn.k
+        5
     """
-    if layer not in LAYERS:
-        raise unknown_name("layer", layer, LAYERS)
+    check_layer(layer)
     if init not in INITS:
         raise unknown_name("init", init, INITS)
     swap = LAYERS[layer]
+    given: dict[str, Any] = {"k": k, "branch_ratio": branch_ratio, "candidates": parse_candidates(candidates)}
+    if similarity is not None:
+        given["similarity"] = _similarity(layer, parse_similarity(similarity))
     if swap.to is None:
+        if options:
+            raise invalid(next(iter(options)), f"none (layer={layer!r} swaps nothing)", "one", "leave it out")
         return model
     kinds = {
         "convolutions": _CONVOLUTIONS,
@@ -106,15 +118,31 @@ def swap_layers(
         "both": (*_CONVOLUTIONS, *attention_types()),
     }
     chosen = kinds[swap.of]
-    if not any(_swappable(module, chosen) for module in model.modules()):
+    where = partial(_swappable, chosen=chosen, keep=keep)
+    if not any(where(name, module) for name, module in model.named_modules()):
         what = "convolutions of kernel > 1 and stride 1" if swap.of == "convolutions" else "attention"
         got = f"{layer!r}, but a {type(model).__name__} has no {'layer' if swap.of == 'both' else what} to swap"
         raise invalid("layer", "one that fits the model", got, _other(swap))
-    given: dict[str, Any] = {"k": k, "branch_ratio": branch_ratio, "candidates": candidates}
-    options = {**{name: given[name] for name in swap.takes}, **swap.options}
+    options = {**swap.options, **{name: value for name, value in given.items() if name in swap.takes}, **options}
     if init != "default":
         options["init"] = init
-    return convert(model, swap.to, where=lambda _, module: _swappable(module, chosen), **options)
+    return convert(model, swap.to, where=where, inplace=inplace, **options)
+
+
+def check_layer(layer: str) -> None:
+    """Raise ConvNNError for what is no name of ``LAYERS``."""
+    if layer not in LAYERS:
+        raise unknown_name("layer", layer, LAYERS)
+
+
+def _similarity(layer: str, similarity: Similarity) -> Similarity:
+    """Refuse a similarity that contradicts the layer's name."""
+    fixed = LAYERS[layer].options.get("similarity")
+    agrees = isinstance(similarity, Blend) if isinstance(fixed, Blend) else similarity == fixed
+    if fixed is not None and not agrees:
+        fix = "leave similarity out, or use layer='convnn'"
+        raise invalid("similarity", f"{fixed!r}, as layer={layer!r} says", repr(similarity), fix)
+    return similarity
 
 
 def attention_types() -> tuple[type[nn.Module], ...]:
@@ -126,9 +154,12 @@ def attention_types() -> tuple[type[nn.Module], ...]:
     return (nn.MultiheadAttention, Attention)
 
 
-def _swappable(module: nn.Module, chosen: tuple[type[nn.Module], ...]) -> bool:
+def _swappable(name: str, module: nn.Module, chosen: tuple[type[nn.Module], ...], keep: tuple[str, ...]) -> bool:
+    if name in keep:
+        return False
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        return isinstance(module, chosen) and max(module.kernel_size) > 1 and max(module.stride) == 1
+        neighbours = max(module.kernel_size) > 1 and max(module.stride) == 1
+        return isinstance(module, chosen) and neighbours and not name.startswith(_NEVER)
     return isinstance(module, chosen)
 
 

@@ -1,25 +1,21 @@
-"""Models by name: our small ones and every model of timm; what they take; and their layers swapped."""
+"""Models by name: our small ones, the backbones, the named configurations, and every model of timm."""
 
 from __future__ import annotations
 
 import difflib
+import fnmatch
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from ..errors import invalid, missing_extra
+from .backbones import BACKBONES, Backbone, InputConfig
+from .named import CONFIGURATIONS
 from .small import SmallConvNet, small_transformer
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-class InputConfig(NamedTuple):
-    """The images that a model takes: the side in pixels, and the mean and deviation that they are normalised by."""
-
-    size: int
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
+TIMM_PREFIX = "convnn_"
+"""What our names begin with in timm's registry."""
 
 
 def _small_cnn(*, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
@@ -35,13 +31,55 @@ MODELS: dict[str, Callable[..., nn.Module]] = {"small_cnn": _small_cnn, "small_t
 """Our own models; each builder takes ``num_classes``, ``in_channels`` and ``image_size``."""
 
 
-def list_models() -> list[str]:
-    """Return the names that ``create_model`` knows: ours first, then timm's (without timm, ours alone)."""
+class Found(NamedTuple):
+    """What a name means.
+
+    Attributes:
+        name: of the backbone or model, without ``convnn_`` before it.
+        timm: of the model that timm builds, its tag included; empty for our own.
+        backbone: how it is made.
+        options: of a named configuration.
+    """
+
+    name: str
+    timm: str
+    backbone: Backbone
+    options: dict[str, Any]
+
+
+def find_model(name: str) -> Found:
+    """Say what a name means; raises ConvNNError for one that neither we nor timm have.
+
+    >>> find_model("resnet50_hybrid_random32").name, find_model("vit_tiny.augreg_in21k").timm
+    ('published_resnet50', 'vit_tiny_patch16_224.augreg_in21k')
+    """
+    check_model(name)
+    name, options = CONFIGURATIONS.get(name.removeprefix(TIMM_PREFIX), (name.removeprefix(TIMM_PREFIX), {}))
+    if name in MODELS:
+        return Found(name, "", Backbone("", pretrained=False), options)
+    base, dot, tag = name.partition(".")
+    backbone = BACKBONES.get(base, Backbone(base))
+    return Found(name, backbone.timm + dot + tag, backbone, options)
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Return the names that ``create_model`` knows and that match a glob pattern.
+
+    Ours come first: the small networks, the backbones and the named configurations; then timm's. Without timm there
+    are the small networks alone.
+
+    >>> list_models("resnet50_hybrid_*")
+    ['resnet50_hybrid_all', 'resnet50_hybrid_random32', 'resnet50_hybrid_grid5']
+    """
+    names = list(MODELS)
     try:
         import timm
     except ImportError:
-        return list(MODELS)
-    return [*MODELS, *timm.list_models()]
+        return fnmatch.filter(names, pattern)
+    names += [*BACKBONES, *CONFIGURATIONS]
+    known = set(names)
+    names += [name for name in timm.list_models() if name not in known and not name.startswith(TIMM_PREFIX)]
+    return fnmatch.filter(names, pattern)
 
 
 def check_model(name: str) -> None:
@@ -49,54 +87,31 @@ def check_model(name: str) -> None:
     if name in MODELS:
         return
     known = list_models()
-    if name.split(".", maxsplit=1)[0] in known:
+    if name.removeprefix(TIMM_PREFIX).split(".", maxsplit=1)[0] in known:
         return
     if len(known) == len(MODELS):
         raise missing_extra("timm", "vision")
     close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
     fix = f"did you mean {close[0]!r}?" if close else "see convnn.models.list_models()"
-    raise invalid("model", f"one of {', '.join(map(repr, MODELS))} or a model name of timm", repr(name), fix)
+    expected = "one of convnn's models ('small_cnn', 'resnet50', 'vit_tiny_convnn_all', ...) or a model name of timm"
+    raise invalid("model", expected, repr(name), fix)
 
 
-def input_config(name: str, image_size: int | None = None) -> InputConfig:
+def input_config(name: str, image_size: int | None = None, stem: str | None = None) -> InputConfig:
     """Return what the model called ``name`` takes, at ``image_size`` if one is given.
 
-    >>> input_config("small_cnn").size
-    32
+    >>> input_config("small_cnn").size, input_config("resnet18").size, input_config("resnet18", stem="cifar").size
+    (32, 224, 32)
     """
-    check_model(name)
-    if name in MODELS:
-        return InputConfig(image_size or 32)
-    import timm
+    found = find_model(name)
+    takes = found.backbone.takes
+    if not found.timm:
+        takes = InputConfig(32)
+    elif takes is None:
+        import timm
 
-    found = timm.get_pretrained_cfg(name)
-    if found is None:
-        return InputConfig(image_size or 224)
-    return InputConfig(image_size or int(found.input_size[-1]), tuple(found.mean), tuple(found.std))
-
-
-def create_model(
-    name: str, *, num_classes: int, in_channels: int = 3, image_size: int | None = None, pretrained: bool = False
-) -> nn.Module:
-    """Build a model by name: one of ours, or one of timm's.
-
-    Raises ConvNNError for a name that does not exist and for ``pretrained`` with one of ours, which have no such
-    weights.
-
-    >>> create_model("small_cnn", num_classes=10, in_channels=1).head
-    Linear(in_features=32, out_features=10, bias=True)
-    """
-    check_model(name)
-    size = input_config(name, image_size).size
-    if name in MODELS:
-        if pretrained:
-            raise invalid("pretrained", f"False for {name!r} (it has no pretrained weights)", True, "leave it out")
-        return MODELS[name](num_classes=num_classes, in_channels=in_channels, image_size=size)
-    import timm
-
-    options: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_channels, "pretrained": pretrained}
-    found = timm.get_pretrained_cfg(name)
-    if image_size is not None and found is not None and found.fixed_input_size:
-        options["img_size"] = image_size
-    model: nn.Module = timm.create_model(name, **options)
-    return model
+        cfg = timm.get_pretrained_cfg(found.timm)
+        takes = InputConfig(224)
+        if cfg is not None:
+            takes = InputConfig(int(cfg.input_size[-1]), tuple(cfg.mean), tuple(cfg.std))
+    return takes._replace(size=image_size or (32 if stem == "cifar" else takes.size))

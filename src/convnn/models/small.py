@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
+from .. import checks
 from ..errors import invalid, missing_extra
 
 
@@ -20,19 +23,40 @@ class SmallConvNet(nn.Module):
 
     def __init__(self, *, in_channels: int = 3, num_classes: int = 10, width: int = 32, depth: int = 2) -> None:
         super().__init__()
-        for argument, value in (("in_channels", in_channels), ("num_classes", num_classes), ("width", width)):
+        for argument, value in (("in_channels", in_channels), ("width", width)):
             if value < 1:
                 raise invalid(argument, "a whole number of at least 1", value, "raise it")
+        checks.whole("num_classes", num_classes, at_least=0)
         self.stem = _block(in_channels, width)
         self.body = nn.Sequential(*(_block(width, width) for _ in range(depth)))
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.head = nn.Linear(width, num_classes)
+        self.num_features = self.head_hidden_size = width
+        self.reset_classifier(num_classes)
+
+    def get_classifier(self) -> nn.Module:
+        """Return the last layer."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the last layer by one for ``num_classes`` classes; 0 leaves the pooled features."""
+        self.num_classes = num_classes
+        first = next(self.parameters())
+        factory: dict[str, Any] = {"device": first.device, "dtype": first.dtype}
+        self.head = nn.Linear(self.num_features, num_classes, **factory) if num_classes else nn.Identity()
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the last feature map ``(B, width, H, W)`` of x ``(B, in_channels, H, W)``."""
+        features: Tensor = self.body(self.stem(x))
+        return features
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Return the logits of a feature map, or with ``pre_logits`` its mean ``(B, width)``."""
+        pooled: Tensor = self.pool(x).flatten(1)
+        return pooled if pre_logits else self.head(pooled)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits ``(B, num_classes)`` of x ``(B, in_channels, H, W)``."""
-        features: Tensor = self.pool(self.body(self.stem(x))).flatten(1)
-        logits: Tensor = self.head(features)
-        return logits
+        return self.forward_head(self.forward_features(x))
 
 
 def _block(in_channels: int, out_channels: int) -> nn.Sequential:

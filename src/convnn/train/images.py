@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from ..errors import invalid, missing_extra
-from ..models.registry import InputConfig
+from ..models.backbones import InputConfig
 from .data import next_epoch
 from .module import mixed_seed, seed_epoch
 from .settings import TrainSettings, is_named

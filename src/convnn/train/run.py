@@ -15,7 +15,7 @@ from torch import nn
 
 from ..accounting import count_flops, count_parameters
 from ..errors import invalid, missing_extra
-from ..models import check_model, create_model, input_config, parse_candidates, swap_layers
+from ..models import CONFIGURATIONS, check_model, create_model, input_config
 from .images import ImageData
 from .module import Classifier, Optimisation, seed_epoch
 from .provenance import provenance
@@ -49,7 +49,7 @@ def train(settings: TrainSettings) -> dict[str, Any]:
     if settings.resume and (finished := _finished(out)):
         return finished
     check_model(settings.model)
-    data = ImageData(settings, takes=input_config(settings.model, settings.image_size))
+    data = ImageData(settings, takes=input_config(settings.model, settings.image_size, settings.stem or None))
     seed_epoch(settings.seed, -1)
     model = build_model(settings, classes=len(data.classes))
     make_folder(out)
@@ -74,20 +74,22 @@ def build_model(settings: TrainSettings, *, classes: int) -> nn.Module:
 
     Raises ConvNNError when the model, the layer or the image size do not go together.
     """
-    model = create_model(
+    fields = ("layer", "stem", "k", "branch_ratio", "candidates", "similarity", "init")
+    # What is left at its default is left to the model: a named configuration says what it is.
+    given: dict[str, Any] = {
+        field.name: getattr(settings, field.name)
+        for field in dataclasses.fields(TrainSettings)
+        if field.name in fields and getattr(settings, field.name) != field.default
+    }
+    if settings.model not in CONFIGURATIONS:
+        given["layer"] = settings.layer
+    return create_model(
         settings.model,
         num_classes=classes,
         in_channels=settings.channels,
         image_size=settings.image_size,
         pretrained=settings.pretrained,
-    )
-    return swap_layers(
-        model,
-        settings.layer,
-        k=settings.k,
-        branch_ratio=settings.branch_ratio,
-        candidates=parse_candidates(settings.candidates),
-        init=settings.init,
+        **given,
     )
 
 
@@ -130,7 +132,7 @@ def _optimisation(settings: TrainSettings) -> Optimisation:
 
 
 def _header(settings: TrainSettings, data: ImageData, model: nn.Module) -> dict[str, Any]:
-    size = input_config(settings.model, settings.image_size).size
+    size = input_config(settings.model, settings.image_size, settings.stem or None).size
     image = torch.zeros(1, settings.channels, size, size)
     try:
         flops = count_flops(model, image)

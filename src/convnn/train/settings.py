@@ -49,11 +49,15 @@ class TrainSettings:
     test_split: str = _option("", "name of the test split; empty: test/ of the folder, else cut from train")
     val_fraction: float = _option(0.1, "share of the training images cut off for validation where no such split exists")
     test_fraction: float = _option(0.1, "share of the training images cut off for the test where no such split exists")
-    model: str = _option("small_cnn", "small_cnn, small_transformer or any model name of timm")
-    layer: str = _option("conv", "what to swap the convolutions or the attention for; conv and attention swap nothing")
+    model: str = _option("small_cnn", "small_cnn, resnet50, vgg11_hybrid_random144, ... or any model name of timm")
+    layer: str = _option(
+        "conv", "what to swap the convolutions or the attention for; conv: nothing, or as the model's name says"
+    )
     k: int = _option(9, "neighbours of a ConvNN layer")
     branch_ratio: float = _option(0.5, "share of a hybrid's channels that come from its ConvNN branch")
     candidates: str = _option("all", "who may be a neighbour: all, random:32, grid:5 or window:7; fewer cost less")
+    similarity: str = _option("", "how tokens are compared: cosine, dot, blend:0.5, ...; empty: the layer's own")
+    stem: str = _option("", "imagenet, or cifar for 32 x 32 images; empty: the model's own")
     init: str = _option("default", "weights of swapped layers: default, random or from_original (where they fit)")
     pretrained: bool = _option(False, "start from timm's pretrained weights (loaded before layers are swapped)")
     image_size: int | None = _option(None, "side of the square input; default: the model's own")
@@ -76,9 +80,12 @@ class TrainSettings:
 
     def check(self) -> None:
         """Raise ConvNNError for the first field that is wrong; nothing is read but the existence of folders."""
-        from ..models.layers import INITS, LAYERS, parse_candidates
+        from ..models import LAYERS, parse_candidates, parse_similarity
+        from ..models.backbones import STEMS
+        from ..models.layers import INITS
 
         parse_candidates(self.candidates)
+        parse_similarity(self.similarity or "cosine")
         _check_data(self)
         for field, minimum in (("k", 1), ("epochs", 1), ("batch_size", 1), ("seed", 0), ("workers", 0)):
             _whole(field, getattr(self, field), minimum)
@@ -94,6 +101,7 @@ class TrainSettings:
         for field, allowed in (
             ("layer", tuple(LAYERS)),
             ("init", INITS),
+            ("stem", ("", *STEMS)),
             ("augment", AUGMENTATIONS),
             ("accelerator", ACCELERATORS),
             ("precision", PRECISIONS),

@@ -1,12 +1,14 @@
 """Where and with what a record was made."""
 
+from __future__ import annotations
+
 import datetime
 import platform
 from pathlib import Path
 
 import torch
 
-import convnn
+from .. import __version__
 
 
 def machine() -> dict[str, str | int]:
@@ -20,7 +22,7 @@ def machine() -> dict[str, str | int]:
         "system": platform.system(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "convnn": convnn.__version__,
+        "convnn": __version__,
         "dtype": "float32",
     }
 

@@ -1,0 +1,73 @@
+"""The modes that a model is run in to be measured; afterwards it is as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from ..nn.options import NeighborLayer
+from ..types import Random
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put the model in eval mode for a while; afterwards every submodule has the mode that it had."""
+    with _mode(model, training=False):
+        yield
+
+
+@contextmanager
+def training(model: nn.Module) -> Iterator[None]:
+    """Put the model in training mode for a while; modes, buffers and random states come back afterwards."""
+    buffers = [
+        (owner._buffers, name, buffer, buffer.detach().clone())
+        for owner in model.modules()
+        for name, buffer in owner._buffers.items()
+        if buffer is not None
+    ]
+    states = [(generator, generator.get_state()) for generator in _generators(model)]
+    devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
+    with _mode(model, training=True), torch.random.fork_rng(devices=list(devices)):
+        try:
+            yield
+        finally:
+            for generator, state in states:
+                generator.set_state(state)
+            with torch.no_grad():
+                for place, name, buffer, before in buffers:
+                    place[name] = buffer
+                    # Compared, because a buffer that is a view of one number cannot be written to.
+                    if not buffer.is_meta and not torch.equal(buffer, before):
+                        buffer.copy_(before)
+
+
+def _generators(model: nn.Module) -> set[torch.Generator]:
+    """Return the generators that random candidates are drawn from."""
+    specs = (layer.candidates for layer in model.modules() if isinstance(layer, NeighborLayer))
+    drawn = (spec.generator for spec in specs if isinstance(spec, Random))
+    return {generator for generator in drawn if isinstance(generator, torch.Generator)}
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Switch off nn.MultiheadAttention's fused eval kernel: a counter cannot see the products inside it."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+@contextmanager
+def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

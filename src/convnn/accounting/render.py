@@ -1,0 +1,106 @@
+"""Profiles as rich tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..errors import missing_extra
+from .profiling import Profile, ProfileRow
+
+try:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+except ImportError as error:
+    raise missing_extra("rich", "train") from error
+
+# A container is listed where it has a cost of its own; below this share of the time it has none.
+_SHORT = 0.01
+
+
+def profile_table(profile: Profile, *, per_layer: bool = False) -> Table:
+    """Return the totals of a profile as a table, or its layers with the totals below."""
+    return _layers(profile) if per_layer else _totals(profile)
+
+
+def amount(number: float, unit: str = "") -> str:
+    """Write a large number in four digits, by thousands.
+
+    >>> amount(8178368512), amount(25557032), amount(80)
+    ('8.178 G', '25.56 M', '80')
+    """
+    for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            scaled = number / size
+            digits = 3 if scaled < 10 else 2 if scaled < 100 else 1
+            return f"{scaled:.{digits}f} {prefix}{unit}"
+    return f"{number:.0f} {unit}".strip()
+
+
+def memory(number: float) -> str:
+    """Write a number of bytes by 1024.
+
+    >>> memory(1536), memory(12)
+    ('1.5 KiB', '12 B')
+    """
+    for prefix, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if number >= size:
+            return f"{number / size:.1f} {prefix}"
+    return f"{number:.0f} B"
+
+
+def _totals(profile: Profile) -> Table:
+    table = _table(profile)
+    table.add_column("")
+    table.add_column("total", justify="right")
+    table.add_row("model", profile.model)
+    table.add_row("input", ", ".join(" x ".join(map(str, shape)) for shape in profile.inputs))
+    table.add_row("device", profile.device)
+    table.add_row("parameters", f"{profile.parameters:,}")
+    table.add_row(f"FLOPs, {profile.convention}", f"{profile.flops:,}")
+    for operator, flops in sorted(profile.operators.items(), key=lambda item: -item[1]):
+        table.add_row(f"  {operator}", f"{flops:,}")
+    if profile.activation_bytes is not None:
+        table.add_row("activation memory", memory(profile.activation_bytes))
+    if profile.milliseconds is not None:
+        spread = f"{min(profile.times):.1f} to {max(profile.times):.1f}, n = {len(profile.times)}"
+        table.add_row("forward pass", f"{profile.milliseconds:.1f} ms ({spread})")
+    return table
+
+
+def _layers(profile: Profile) -> Table:
+    table = _table(profile)
+    for name in ("layer", "kind"):
+        table.add_column(f"\n{name}", overflow="fold")
+    cells = _cells_of(profile)
+    for name in cells:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in profile.rows:
+        if _is_listed(row, profile):
+            table.add_row(row.name or "(itself)", row.kind, *(write(row) for write in cells.values()))
+    table.add_section()
+    table.add_row("total", "", *(write(profile) for write in cells.values()))
+    return table
+
+
+def _table(profile: Profile) -> Table:
+    """Return an empty table, narrow enough for long names, with the profile's notes below."""
+    return Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption="\n".join(profile.notes) or None,
+                 caption_justify="left")  # fmt: skip
+
+
+def _is_listed(row: ProfileRow, profile: Profile) -> bool:
+    long = row.milliseconds is not None and row.milliseconds >= _SHORT * (profile.milliseconds or 0)
+    return bool(row.parameters or row.flops or row.activation_bytes or long)
+
+
+def _cells_of(profile: Profile) -> dict[str, Callable[[Profile | ProfileRow], str]]:
+    """Return the columns of what was measured, and how each writes its number."""
+    cells: dict[str, Callable[[Profile | ProfileRow], str]] = {
+        "\nparameters": lambda costs: f"{costs.parameters:,}",
+        f"{profile.convention}\nFLOPs": lambda costs: amount(costs.flops),
+    }
+    if profile.activation_bytes is not None:
+        cells["\nactivations"] = lambda costs: memory(costs.activation_bytes or 0)
+    if profile.milliseconds is not None:
+        cells["\nms"] = lambda costs: f"{costs.milliseconds:.2f}"
+    return cells

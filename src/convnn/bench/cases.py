@@ -1,0 +1,174 @@
+"""What is compared with what: each case makes two steps that do the same job, ours and the one a user would keep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..knn import knn_aggregate, knn_gather, knn_search
+from ..nn import ConvNN2d
+from ..types import Candidates, Grid, Random
+from . import comparators
+from .comparators import K
+from .steps import Function, Maker, Step, features, step_of, training_step
+
+SHAPES = [(16, 64, 32), (16, 128, 16), (8, 64, 56), (8, 128, 28), (8, 256, 14), (8, 512, 7)]
+"""Batch, channels, side."""
+LARGE = (1, 64, 256)
+SAMPLED: dict[str, Random | Grid] = {"random 32": Random(32), "grid 5": Grid(5)}
+SMALL = ("16x128x16", "24x197x64")
+"""What the names of the small set end in: one shape of every question."""
+
+
+class Case(NamedTuple):
+    """A question: how does ``ours`` compare with ``theirs``, which is what ``against`` says?
+
+    ``both`` tells whether there is a backward pass to time too.
+    """
+
+    ours: Maker
+    theirs: Maker
+    against: str
+    both: bool = True
+
+
+def cases() -> dict[str, Case]:
+    """Return every case by its name, ``question/shape``."""
+    found: dict[str, Case] = {}
+    for shape in SHAPES:
+        at = "x".join(map(str, shape))
+        plain, conv = "plain gather", "nn.Conv2d"
+        found[f"all vs plain/{at}"] = Case(convnn_layer(shape), convnn_layer(shape, impl="dense"), plain)
+        found[f"all vs floor/{at}"] = Case(convnn_layer(shape), comparators.bare_products(shape), "bare products")
+        found[f"all vs conv/{at}"] = Case(convnn_layer(shape), comparators.convolution(shape), conv)
+        for name, few in SAMPLED.items():
+            ours = convnn_layer(shape, candidates=few)
+            dense = convnn_layer(shape, candidates=few, impl="dense")
+            found[f"{name} vs plain/{at}"] = Case(ours, dense, plain)
+            found[f"{name} vs conv/{at}"] = Case(ours, comparators.convolution(shape), conv)
+        found[f"recovered conv/{at}"] = Case(recovered_convolution(shape), comparators.convolution(shape), conv)
+        found[f"shared search/{at}"] = Case(stage(shape, shared=True), stage(shape, shared=False), "4 searches")
+    at = "x".join(map(str, LARGE))
+    candidates: dict[str, Candidates] = {"all": "all", **SAMPLED}
+    for name, chosen in candidates.items():
+        ours = convnn_layer(LARGE, candidates=chosen)
+        found[f"{name} vs conv/{at}"] = Case(ours, comparators.convolution(LARGE), "nn.Conv2d")
+    return found | _aggregations() | _attentions() | _searches() | _training()
+
+
+def _aggregations() -> dict[str, Case]:
+    found = {}
+    for shape in SHAPES[:3]:
+        at = "x".join(map(str, shape))
+        for name, depthwise in (("depthwise", True), ("sum", False)):
+            theirs = comparators.gather_and_einsum(shape, depthwise=depthwise)
+            ours = given_neighbours(shape, depthwise=depthwise)
+            found[f"{name}, neighbours given/{at}"] = Case(ours, theirs, "gather + einsum")
+    return found
+
+
+def _attentions() -> dict[str, Case]:
+    def ours(x: Tensor, key: Tensor, value: Tensor, *, k: int | None) -> Tensor:
+        return knn_aggregate(x, key, value, k=k, similarity="dot", weighting="softmax")
+
+    found = {}
+    for queries in (197, 1024):
+        at = f"24x{queries}x64"
+        knn = comparators.attention(lambda *heads: ours(*heads, k=K), queries)
+        found[f"k-NN attention/{at}"] = Case(knn, comparators.masked_dense_attention(queries), "masked dense")
+        full = comparators.attention(lambda *heads: ours(*heads, k=None), queries)
+        standard = comparators.standard_attention(queries)
+        found[f"recovered attention/{at}"] = Case(full, standard, "F.scaled_dot_product_attention")
+    return found
+
+
+def _searches() -> dict[str, Case]:
+    """The search alone, against other exact searches among Euclidean distances."""
+    found = {}
+    for shape in (SHAPES[1], SHAPES[0]):
+        for name, search in comparators.other_searches().items():
+            ours = _search_of(shape, lambda x: knn_search(x, x, K, similarity="sqeuclidean"))
+            at = "x".join(map(str, shape))
+            found[f"search vs {name}/{at}"] = Case(ours, _search_of(shape, search), name, both=False)
+    return found
+
+
+def _search_of(shape: tuple[int, int, int], search: Callable[[Tensor], object]) -> Maker:
+    def make(_: bool) -> Step:
+        tokens = features(shape).flatten(2).transpose(1, 2).contiguous()
+        return lambda: search(tokens)
+
+    return make
+
+
+def _training() -> dict[str, Case]:
+    if find_spec("timm") is None:
+        return {}
+    from ..models import create_model
+
+    def step(name: str) -> Maker:
+        def make(_: bool) -> Step:
+            return training_step(create_model(name, num_classes=1000).train(), torch.randn(8, 3, 224, 224), 1000)
+
+        return make
+
+    case = Case(step("resnet50_hybrid_random32"), step("resnet50"), "timm's resnet50", both=False)
+    return {"ResNet-50 hybrid random 32, training step/8x3x224": case}
+
+
+def convnn_layer(shape: tuple[int, int, int], **options: Any) -> Maker:
+    """ConvNN2d(C, C, 9) with options."""
+    return lambda grad: step_of(ConvNN2d(shape[1], shape[1], K, **options), features(shape), grad)
+
+
+def recovered_convolution(shape: tuple[int, int, int]) -> Maker:
+    """The spatial ConvNN of a convolution."""
+
+    def make(grad: bool) -> Step:
+        conv = nn.Conv2d(shape[1], shape[1], 3, padding=1)
+        return step_of(ConvNN2d.from_conv(conv), features(shape, channels_last=False), grad)
+
+    return make
+
+
+class _Stage(nn.Module):
+    """Four ConvNN layers on maps of one size, which search once or each by itself."""
+
+    def __init__(self, channels: int, *, shared: bool) -> None:
+        super().__init__()
+        self.first = ConvNN2d(channels, channels, K)
+        self.others = nn.ModuleList([ConvNN2d(channels, channels, K) for _ in range(3)])
+        self.shared = shared
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.first.neighbors(x) if self.shared else None
+        x = x + self.first(x, found)
+        for block in self.others:
+            x = x + block(x, found)
+        return x
+
+
+def stage(shape: tuple[int, int, int], *, shared: bool) -> Maker:
+    """A stage of ConvNN layers."""
+    return lambda grad: step_of(_Stage(shape[1], shared=shared), features(shape), grad)
+
+
+def given_neighbours(shape: tuple[int, int, int], *, depthwise: bool) -> Maker:
+    """The aggregation alone, neighbours given: a depthwise weight per slot, or a sum weighted by softmax."""
+
+    def make(grad: bool) -> Step:
+        tokens = features(shape).flatten(2).transpose(1, 2).contiguous()
+        found = knn_search(tokens, tokens, K)
+
+        def run(x: Tensor, weight: Tensor) -> Tensor:
+            if depthwise:
+                return knn_gather(x, found, weight, groups=shape[1])
+            return knn_gather(x, found, weighting="softmax") * weight.sum()
+
+        return step_of(Function(run, torch.randn(shape[1], 1, K)), tokens, grad)
+
+    return make

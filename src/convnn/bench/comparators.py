@@ -1,0 +1,136 @@
+"""What users would otherwise keep: convolution, attention, the algorithm written plainly, other searches.
+
+Each function returns a maker of steps; packages that are not installed leave their searches out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..knn import knn_search
+from .steps import Function, Maker, Step, features, step_of
+
+K = 9
+
+
+def convolution(shape: tuple[int, int, int]) -> Maker:
+    """nn.Conv2d(C, C, 3, padding=1) on a map in the usual memory format."""
+    channels = shape[1]
+    return lambda grad: step_of(nn.Conv2d(channels, channels, 3, padding=1), features(shape, channels_last=False), grad)
+
+
+def bare_products(shape: tuple[int, int, int]) -> Maker:
+    """The bare products of a full search and of its aggregation: what no implementation on these kernels can beat."""
+    batch, channels, side = shape
+
+    def make(grad: bool) -> Step:
+        tokens, weight = torch.randn(batch, side * side, channels), torch.randn(channels, channels * K)
+        laid_out = torch.randn(batch * side * side, channels * K)
+
+        def aggregate(x: Tensor, w: Tensor) -> Tensor:
+            with torch.no_grad():
+                for sample in tokens:
+                    sample @ sample.t()
+            return x @ w.t()
+
+        return step_of(Function(aggregate, weight), laid_out, grad)
+
+    return make
+
+
+def masked_dense_attention(queries: int) -> Maker:
+    """k-NN attention as it is usually written (KVT): the full matrix, all but its k best set to -inf."""
+
+    def attend(x: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        scores = x @ key.transpose(1, 2) * 64**-0.5
+        best = scores.topk(K, dim=-1).indices
+        kept = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, best, True)
+        mixed: Tensor = scores.masked_fill(~kept, -torch.inf).softmax(-1) @ value
+        return mixed
+
+    return attention(attend, queries)
+
+
+def standard_attention(queries: int) -> Maker:
+    """F.scaled_dot_product_attention, in the four axes that its fused kernels take."""
+
+    def attend(x: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(x.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1)).squeeze(1)
+
+    return attention(attend, queries)
+
+
+def attention(attend: Callable[..., Tensor], queries: int) -> Maker:
+    """Attention of 8 samples with 3 heads of width 64, by some function of query, key and value."""
+
+    def make(grad: bool) -> Step:
+        query, key, value = torch.randn(3, 24, queries, 64)
+        return step_of(Function(attend, key, value), query, grad)
+
+    return make
+
+
+def gather_and_einsum(shape: tuple[int, int, int], *, depthwise: bool) -> Maker:
+    """Neighbours given: a gathered copy of every token, then one einsum."""
+
+    def make(grad: bool) -> Step:
+        tokens = features(shape).flatten(2).transpose(1, 2).contiguous()
+        found = knn_search(tokens, tokens, K)
+
+        def run(x: Tensor, weight: Tensor) -> Tensor:
+            flat = found.index.flatten(1).unsqueeze(-1).expand(-1, -1, x.shape[2])
+            gathered = x.gather(1, flat).unflatten(1, (-1, K))
+            if depthwise:
+                return torch.einsum("bnkc,ck->bnc", gathered, weight.squeeze(1))
+            return torch.einsum("bnkc,bnk->bnc", gathered, found.similarity.softmax(-1)) * weight.sum()
+
+        return step_of(Function(run, torch.randn(shape[1], 1, K)), tokens, grad)
+
+    return make
+
+
+def other_searches() -> dict[str, Callable[[Tensor], object]]:
+    """Return the exact Euclidean searches that users know, of those installed; each takes tokens ``(B, N, C)``."""
+    known: dict[str, tuple[str, Callable[[Tensor], object]]] = {
+        "torch": ("torch.cdist + topk", _distances_and_topk),
+        "torch_cluster": ("torch-cluster knn", _torch_cluster),
+        "faiss": ("faiss IndexFlatL2", _faiss),
+        "sklearn": ("scikit-learn brute force", _sklearn),
+    }
+    return dict(search for package, search in known.items() if find_spec(package) is not None)
+
+
+def _distances_and_topk(tokens: Tensor) -> object:
+    """As dynamic graph convolutions write it."""
+    return torch.cdist(tokens, tokens).topk(K, largest=False)
+
+
+def _torch_cluster(tokens: Tensor) -> object:
+    from torch_cluster import knn
+
+    batch, count, _ = tokens.shape
+    flat, sample = tokens.flatten(0, 1), torch.arange(batch).repeat_interleave(count)
+    return knn(flat, flat, K, sample, sample)
+
+
+def _faiss(tokens: Tensor) -> object:
+    import faiss
+
+    results: list[Any] = []
+    for sample in tokens.numpy():
+        index = faiss.IndexFlatL2(sample.shape[1])
+        index.add(sample)
+        results.append(index.search(sample, K))
+    return results
+
+
+def _sklearn(tokens: Tensor) -> object:
+    from sklearn.neighbors import NearestNeighbors
+
+    return [NearestNeighbors(n_neighbors=K, algorithm="brute").fit(x).kneighbors(x) for x in tokens.numpy()]

@@ -1,0 +1,111 @@
+"""How a case is measured: times in turn and the rise of memory, each in a process of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import torch
+from torch import nn
+
+from .cases import Case, cases
+from .steps import Step
+
+WAYS = {"forward": False, "forward+backward": True}
+TUNED_ALLOCATOR = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296"
+"""Keeps large blocks in the process instead of asking the system for fresh pages at every call."""
+
+Result = dict[str, Any]
+
+
+def measure(name: str, *, processes: int, seconds: float) -> Result:
+    """Time a case in several processes, one after the other; a way is ``forward`` or ``forward+backward``.
+
+    A ratio is time of ours / time of theirs: the median over processes, with its range. A convolution has several
+    speeds from process to process; its fastest is the one that ours are compared with.
+    """
+    case = cases()[name]
+    runs = [_in_fresh_process(_time, name, seconds) for _ in range(processes)]
+    found: Result = {"against": case.against}
+    for way in _ways(case):
+        ours = [run[way][0] for run in runs]
+        theirs = [run[way][1] for run in runs]
+        figure = min(theirs) if case.against == "nn.Conv2d" else None
+        ratios = [a / (figure or b) for a, b in zip(ours, theirs, strict=True)]
+        found[way] = {
+            "ours_ms": statistics.median(ours),
+            "theirs_ms": figure or statistics.median(theirs),
+            "ratio": statistics.median(ratios),
+            "ratio_range": [min(ratios), max(ratios)],
+        }
+    return found
+
+
+def measure_memory(name: str) -> Result:
+    """Return the MiB by which one step, forward and backward, raises the largest resident memory of a fresh process."""
+    return {side: _in_fresh_process(_rise, name, side) for side in ("ours", "theirs")}
+
+
+def _ways(case: Case) -> list[str]:
+    return list(WAYS) if case.both else ["forward"]
+
+
+def _in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a function in a process that has imported torch and done nothing else."""
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload(["torch", __name__])
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def tune_allocator() -> None:
+    """Let the processes to come run with a tuned allocator (glibc only); call it before the first one."""
+    os.environ["GLIBC_TUNABLES"] = TUNED_ALLOCATOR
+
+
+def _time(name: str, seconds: float) -> dict[str, tuple[float, float]]:
+    torch.manual_seed(0)
+    case = cases()[name]
+    return {way: in_turn(case.ours(WAYS[way]), case.theirs(WAYS[way]), seconds) for way in _ways(case)}
+
+
+def in_turn(ours: Step, theirs: Step, seconds: float) -> tuple[float, float]:
+    """Return the median milliseconds of two steps, run in turn for some seconds, at least 3 times after a first."""
+    samples: tuple[list[float], list[float]] = ([], [])
+    ours()
+    theirs()
+    began = time.perf_counter()
+    while len(samples[0]) < 3 or time.perf_counter() - began < seconds:
+        for step, kept in zip((ours, theirs), samples, strict=True):
+            start = time.perf_counter()
+            step()
+            kept.append((time.perf_counter() - start) * 1e3)
+    return statistics.median(samples[0]), statistics.median(samples[1])
+
+
+def _rise(name: str, side: str) -> float | None:
+    """Return the rise in MiB of one step, or None where the system does not tell."""
+    if sys.platform == "win32":
+        return None
+    torch.manual_seed(0)
+    case = cases()[name]
+    step = getattr(case, side)(case.both)
+    nn.Conv2d(8, 8, 3)(torch.randn(1, 8, 8, 8)).sum().backward()  # loads what is loaded once
+    before = _peak()
+    step()
+    return round(_peak() - before, 1)
+
+
+def _peak() -> float:
+    import resource
+
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

@@ -1,0 +1,62 @@
+"""``convnn bench``: measure the chosen cases, show each as it comes, and keep a record."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from .cases import SMALL, cases
+from .machine import machine
+from .measure import WAYS, measure, measure_memory, tune_allocator
+from .settings import BenchSettings
+
+HEAD = f"{'case':42} {'way':17} {'ours ms':>9} {'other ms':>9}  ours / other (range over processes)"
+
+
+def run_bench(settings: BenchSettings) -> dict[str, Any]:
+    """Measure, print a line a way of every case, write the record where ``json`` says, and return it."""
+    if settings.tuned_allocator:
+        tune_allocator()
+    names = chosen(settings)
+    record: dict[str, Any] = {"command": shlex.join(["convnn", *sys.argv[1:]]), **machine()}
+    record |= {
+        "processes": settings.processes,
+        "seconds": settings.seconds,
+        "tuned_allocator": settings.tuned_allocator,
+    }
+    print(", ".join(f"{key} {value}" for key, value in record.items() if key != "command"))
+    print(HEAD, flush=True)
+    record["cases"] = {}
+    for name in names:
+        found = measure(name, processes=settings.processes, seconds=settings.seconds)
+        if settings.memory:
+            found["extra_mib"] = measure_memory(name)
+        record["cases"][name] = found
+        print(lines(name, found), flush=True)
+        if settings.json:
+            Path(settings.json).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return record
+
+
+def chosen(settings: BenchSettings) -> list[str]:
+    """Return the names of the cases to measure."""
+    if settings.only:
+        return [name for name in cases() if settings.only in name]
+    return [name for name in cases() if settings.full or name.endswith(SMALL)]
+
+
+def lines(name: str, found: dict[str, Any]) -> str:
+    """Write what was found for a case: a line a way, and one for memory."""
+    written = []
+    for way in (way for way in WAYS if way in found):
+        timed = found[way]
+        low, high = timed["ratio_range"]
+        times = f"{timed['ours_ms']:9.2f} {timed['theirs_ms']:9.2f}"
+        written.append(f"{name:42} {way:17} {times}  {timed['ratio']:6.2f} ({low:.2f} to {high:.2f})")
+    memory = found.get("extra_mib", {})
+    if memory.get("ours") is not None:
+        written.append(f"{name:42} {'extra MiB':17} {memory['ours']:9.1f} {memory['theirs']:9.1f}")
+    return "\n".join(written)

@@ -1,0 +1,50 @@
+"""Whether the layers of a model fit its maps, told before any image is seen."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from ..errors import ConvNNError
+from ..nn.options import NeighborLayer
+
+
+def check_sizes(model: nn.Module, *, channels: int, size: int) -> None:
+    """Run a model on the shape of one square image, without computing anything, so that its layers can refuse it.
+
+    Raises the first layer's ConvNNError, with the layer's name and the image's size. A model that cannot run on shapes
+    alone is left to find out when it runs.
+
+    >>> from convnn import ConvNN2d
+    >>> check_sizes(nn.Sequential(ConvNN2d(3, 8, k=17)), channels=3, size=4)
+    Traceback (most recent call last):
+        ...
+    convnn.errors.ConvNNError: k: expected at most 16 (there are 16 keys), got 17; ... (layer 0, images of 4 x 4)
+    """
+    seen = [""]
+
+    def enter(_: nn.Module, __: Any, *, name: str) -> None:
+        seen.append(name)
+
+    layers = [(name, part) for name, part in model.named_modules() if isinstance(part, NeighborLayer)]
+    hooks = [layer.register_forward_pre_hook(partial(enter, name=name)) for name, layer in layers]
+    state = {name: torch.empty_like(value, device="meta")
+             for name, value in (*model.named_parameters(), *model.named_buffers())}  # fmt: skip
+    modes = {part: part.training for part in model.modules()}
+    try:
+        model.eval()
+        with torch.no_grad():
+            functional_call(model, state, torch.empty(1, channels, size, size, device="meta"))
+    except ConvNNError as error:
+        raise ConvNNError(f"{error} (layer {seen[-1]}, images of {size} x {size})") from error
+    except (RuntimeError, NotImplementedError):  # no kernel for shapes alone
+        return
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for part, mode in modes.items():
+            part.training = mode
