@@ -23,7 +23,8 @@ def input_of(conv):
 
 @pytest.mark.parametrize(("name", "size"), [
     ("same", 1), ("same", 2), ("same", 4), ("same", 5), ("stride", 1), ("stride", 5), ("dilation", 5),
-    ("padded more", 1), ("padded more", 5), ("padded less", 7), ("padded less", 3), ("1d", 3), ("1d", 2), ("depthwise", 3),
+    ("padded more", 1), ("padded more", 5), ("padded less", 7), ("padded less", 3), ("1d", 3), ("1d", 2),
+    ("depthwise", 3),
 ])  # fmt: skip
 def test_another_kernel_keeps_the_output_s_size(name, size):
     conv = CONVOLUTIONS[name]

@@ -136,7 +136,10 @@ def test_one_case_for_real(tmp_path: Any, capsys: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"only": "al vs plian"}, "only: expected a part of a case's name, got 'al vs plian'; the questions are: ResNet-50"),
+        (
+            {"only": "al vs plian"},
+            "only: expected a part of a case's name, got 'al vs plian'; the questions",
+        ),
         ({"processes": 0}, "processes: expected a whole number of at least 1, got 0"),
         ({"seconds": -1.0}, "seconds: expected a number above 0, got -1.0"),
         ({"json": "nowhere/x.json"}, "json: expected a file in a folder that exists"),

@@ -12,7 +12,8 @@ from convnn.ops import nearest as nearest_module
 from convnn.ops import product as product_module
 from convnn.ops.bags import bag_scatter, bag_sum, pair_distance, pair_product
 from convnn.ops.nearest import nearest
-from convnn.ops.product import linear, product
+from convnn.ops.own import own_and_picked
+from convnn.ops.product import column_product, columns, linear, product
 from convnn.ops.slots import slot_mix, slot_mix_backward
 
 B, M, N, C, K = 2, 7, 5, 3, 4
@@ -167,6 +168,56 @@ def test_linear_and_its_derivatives(rows: int) -> None:
         torch.testing.assert_close(ours.double(), exact, rtol=1e-4, atol=1e-4 * float(exact.detach().abs().amax()))
 
 
+@pytest.mark.parametrize(("rows", "width", "height"), [(900, 40, 30), (900, 64, 64), (20, 300, 200), (3, 2, 2)])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_columns_and_their_derivatives(rows: int, width: int, height: int, threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        x, y = torch.randn(rows, width, requires_grad=True), torch.randn(rows, height, requires_grad=True)
+        exact = [t.detach().double().requires_grad_() for t in (x, y)]
+        results = []
+        for inputs, apply in (((x, y), columns), (exact, lambda a, b: a.t() @ b)):
+            out = apply(*inputs)
+            first = torch.autograd.grad(out.square().sum(), inputs, create_graph=True)
+            second = torch.autograd.grad(sum(g.square().sum() for g in first), inputs)
+            results.append([out, *first, *second])
+        for ours, expected in zip(*results, strict=True):
+            atol = 1e-4 * float(expected.detach().abs().amax())
+            torch.testing.assert_close(ours.double(), expected, rtol=1e-4, atol=atol)
+        torch.testing.assert_close(
+            column_product(x.detach(), y.detach()), x.detach().t() @ y.detach(), rtol=1e-4, atol=1e-3
+        )
+    finally:
+        torch.set_num_threads(before)
+
+
+LATTICES = {"whole": [2, 3, 2, 3, 0, 0, 1, 1], "inside": [3, 4, 1, 2, 1, 1, 1, 1], "thinned": [4, 3, 2, 2, 0, 0, 2, 2]}
+
+
+@pytest.mark.parametrize("name", LATTICES)
+def test_own_and_picked_and_its_derivatives(name: str) -> None:
+    lattice, keys = LATTICES[name], torch.tensor([0, 3, 5])
+    tokens = lattice[0] * lattice[1]
+    own = [
+        (lattice[4] + row * lattice[6]) * lattice[1] + lattice[5] + column * lattice[7]
+        for row in range(lattice[2])
+        for column in range(lattice[3])
+    ]
+    inputs = (real(2, tokens, C), real(4, C), real(4))
+
+    def ours(value: Tensor, matrix: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+        return own_and_picked(value, matrix, bias, keys, lattice)
+
+    def plain(value: Tensor, matrix: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+        return value[:, own] @ matrix.t() + bias, value[:, keys]
+
+    for a, b in zip(ours(*inputs), plain(*inputs), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(ours, inputs)
+    assert torch.autograd.gradgradcheck(ours, inputs)
+
+
 @pytest.mark.parametrize("k", [1, 4, 9, 40])
 @pytest.mark.parametrize("width", [40, 73, 128, 333, 1025])
 def test_the_best_by_groups_are_the_best(width: int, k: int) -> None:
@@ -198,6 +249,11 @@ def test_torch_finds_nothing_wrong_with_the_operators(dtype: torch.dtype) -> Non
         (slot_mix_backward, (query.new_ones(B, N, 6), table.detach(), weight.detach(), index, None, 1)),
         (nearest, (query.detach(), table.detach(), None, None, None, 3, False)),
         (product_module._linear, (query[0], weight[:, :, 0], None)),
+        (product_module._columns, (query[0], table[0, :N])),
+        (
+            own_and_picked,
+            (table[:, :6], weight[:, :, 0], weight[:, 0, 0], torch.tensor([1, 4]), [2, 3, 2, 1, 0, 1, 1, 2]),
+        ),
     ):
         result = torch.library.opcheck(operator, arguments, raise_exception=False)
         assert set(result.values()) == {"SUCCESS"}, (operator, result)

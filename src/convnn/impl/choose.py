@@ -74,7 +74,10 @@ def run_aggregate(impl: str, search: Search, gather: Gather) -> Tensor:
     if choice.impl == "sdpa":
         return limits.attend(search, gather)
     if choice.impl == "sampled":
-        return sampled.mix(search, gather, tiled.search(search))
+        if sampled.takes_places(search, gather):
+            return sampled.mix(search, gather, tiled.places(search), None)
+        neighbors = tiled.search(search)
+        return sampled.mix(search, gather, sampled.places_of(search, neighbors), neighbors)
     out: Tensor = _general(choice).aggregate(search, gather)
     return out
 

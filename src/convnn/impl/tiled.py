@@ -37,17 +37,31 @@ def _choose(problem: Search, features: tuple[Tensor, Tensor, str], table: plan.T
     if table.keys is not None and table.keys.dim() == 2:
         ranked = similarity.embed_to_rank(query, key, metric, problem.scale)
         return plan.choose(problem, _window_scores(ranked, table.keys), table, own)
-    own, masked = own if problem.include_self else None, problem.key_padding_mask
-    place = own
-    if table.keys is not None:  # the others are not even looked at
-        key = key.index_select(1, table.keys)
-        masked = None if masked is None else masked[:, table.keys]
-        place = None if own is None else plan.place_among(own, table.keys, problem.key.shape[1])
-    plan.check_counts(problem, table.keys, place)
-    query, key, bias = similarity.embed_to_rank(query, key, metric, problem.scale)
-    places = nearest(query, key, bias, masked, place, problem.k - (own is not None), problem.deterministic)
-    index = places if table.keys is None else table.keys[places]
+    own = own if problem.include_self else None
+    found = _places(problem, features, table.keys, own)
+    index = found if table.keys is None else table.keys[found]
     return index if own is None else select.with_self_first(own, index)
+
+
+def _places(problem: Search, features: tuple[Tensor, Tensor, str], keys: Tensor | None, own: Tensor | None) -> Tensor:
+    """Choose among the keys, or among those listed: places ``(B, N, k)``, or one fewer beside the query's own."""
+    query, key, metric = features
+    masked, place = problem.key_padding_mask, own
+    if keys is not None:  # the others are not even looked at
+        key = key.index_select(1, keys)
+        masked = None if masked is None else masked[:, keys]
+        place = None if own is None else plan.place_among(own, keys, problem.key.shape[1])
+    plan.check_counts(problem, keys, place)
+    query, key, bias = similarity.embed_to_rank(query, key, metric, problem.scale)
+    found: Tensor = nearest(query, key, bias, masked, place, problem.k - (own is not None), problem.deterministic)
+    return found
+
+
+def places(problem: Search) -> Tensor:
+    """Find the neighbours beside the query itself, as places ``(B, N, k - 1)`` in the list of candidates."""
+    with without_autocast(problem.query.device), torch.no_grad():
+        own = plan.own_index(problem)
+        return _places(problem, plan.features(problem), plan.table_of(problem, own).keys, own)
 
 
 def _window_scores(embedded: similarity.Embedded, keys: Tensor) -> Tensor:

@@ -81,6 +81,11 @@ class PretrainedModel(
         config_of(model)  # refuses a model that could not be saved, before it is trained
         self.model = model
 
+    @property
+    def convnn_config(self) -> dict[str, Any]:
+        """The inner model's ``config_of``, so that what asks a model what it is gets the answer here too."""
+        return config_of(self.model)
+
     def forward(self, images: Tensor) -> Tensor:
         """Return the inner model's logits ``(B, num_classes)`` for images ``(B, C, H, W)``."""
         logits: Tensor = self.model(images)

@@ -45,7 +45,7 @@ def save_pretrained(model: nn.Module, folder: str | Path) -> Path:
         >>> torch.equal(same(images), model.eval()(images))
         True
     """
-    save_file = _safetensors().save_file
+    save_file = _safetensors().torch.save_file
     architecture = config_of(model)
     config = {
         "format_version": FORMAT_VERSION,
@@ -111,7 +111,7 @@ def _safetensors() -> Any:
         import safetensors.torch
     except ImportError as error:
         raise missing_extra("safetensors", "vision") from error
-    return safetensors.torch
+    return safetensors
 
 
 def _drawing(model: nn.Module) -> list[tuple[str, NeighborLayer]]:
@@ -234,7 +234,7 @@ def check_config(config: object) -> dict[str, Any]:
 def _read_weights(path: Path) -> dict[str, Tensor]:
     package = _safetensors()
     try:
-        weights: dict[str, Tensor] = package.load_file(path)
+        weights: dict[str, Tensor] = package.torch.load_file(path)
     except (OSError, package.SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise invalid(WEIGHTS, "a safetensors file", reason, "save or download it again") from error

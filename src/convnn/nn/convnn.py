@@ -234,7 +234,8 @@ class _ConvNN(NeighborLayer):
 
     def _padded(self, x: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """Return the map that the candidates are the tokens of, and where the queries stand on it."""
-        padded = geometry.pad_map(geometry.pixel_unshuffle(x, self.unshuffle), self.padding, self.padding_mode)
+        tokens = geometry.token_major(geometry.pixel_unshuffle(x, self.unshuffle))
+        padded = geometry.pad_map(tokens, self.padding, self.padding_mode)
         grid = tuple(padded.shape[2:])
         return padded, {"grid": grid, "query_index": geometry.lattice_of(grid, self.query_margin, self.stride)}
 

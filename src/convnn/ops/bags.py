@@ -29,8 +29,9 @@ def _flat(index: Tensor, rows: int) -> Tensor:
 
 def _bags(table: Tensor, rows: Tensor, starts: Tensor, weight: Tensor | None) -> Tensor:
     """Sum the rows of ``table`` in bags that begin at ``starts``."""
-    weight = None if weight is None else weight.to(table.dtype)
-    out: Tensor = torch.embedding_bag(table, rows, starts, False, 0, False, weight)[0]
+    weight = None if weight is None else weight.detach().to(table.dtype)
+    # Detached: a table that requires a gradient would take a slower road, which fills its output with zeros first.
+    out: Tensor = torch.embedding_bag(table.detach(), rows, starts, False, 0, False, weight)[0]
     return out
 
 

@@ -6,7 +6,7 @@ Sums of rows without weights have no products and count 0, as additions do every
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +34,15 @@ def _linear(x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
     return 2 * math.prod(x) * weight[0]
 
 
+def _columns(x: Shape, y: Shape, *_: Any, **__: Any) -> int:
+    return 2 * math.prod(x) * y[1]
+
+
+def _own_and_picked(value: Shape, matrix: Shape, bias: Any, keys: Any, lattice: Sequence[int], **_: Any) -> int:
+    axes = len(lattice) // 4
+    return 2 * value[0] * math.prod(lattice[axes : 2 * axes]) * math.prod(matrix)
+
+
 def _slot_mix(value: Shape, weight: Shape, index: Shape, rho: Shape | None, *_: Any, **__: Any) -> int:
     rows = (index[0], index[1], weight[0])
     return _projection(value, weight) + _weighted_rows(rows, index, rho)
@@ -48,14 +57,16 @@ def _slot_mix_backward(
 
 def formulas() -> dict[Any, Callable[..., int]]:
     """Return the formula of every operator, as ``FlopCounterMode(custom_mapping=...)`` takes them."""
-    from . import bags, nearest, product, slots  # noqa: F401  # defines the operators
+    from . import bags, nearest, own, product, slots  # noqa: F401  # defines the operators
 
     ops = torch.ops.convnn
     return {
         ops.nearest: _nearest,
         ops.bag_sum: _weighted_rows,
         ops.bag_scatter: _weighted_rows,
+        ops.columns: _columns,
         ops.linear: _linear,
+        ops.own_and_picked: _own_and_picked,
         ops.pair_product: _pairs,
         ops.pair_distance: _pairs,
         ops.slot_mix: _slot_mix,

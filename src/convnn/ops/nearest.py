@@ -11,7 +11,7 @@ from .product import product
 from .vmap import register_loop
 
 # Scores held at a time: on a CPU, what two cores' caches hold; elsewhere enough to fill the device.
-_TILE_ELEMENTS = 1 << 19
+_TILE_ELEMENTS = 1 << 20
 _TILE_ELEMENTS_ON_DEVICE = 1 << 26
 _MOST_KEYS = 1 << 13
 # Up to this many keys, several samples share a tile.
@@ -108,7 +108,8 @@ class _Tile(NamedTuple):
         return values, place + keys.start
 
     def _scores(self, keys: slice) -> Tensor:
-        scores = torch.stack([product(*pair) for pair in zip(self.query, self.key[:, keys], strict=True)])
+        samples = [product(*pair) for pair in zip(self.query, self.key[:, keys], strict=True)]
+        scores = torch.stack(samples) if len(samples) > 1 else samples[0].unsqueeze(0)
         if self.bias is not None:
             scores.add_(self.bias[..., keys])
         return scores if self.far is None else scores.masked_fill_(self.far[..., keys], -torch.inf)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .bags import bag_scatter, bag_sum, invert, pair_product, samples, scatter_rows
-from .product import linear
+from .product import columns, linear
 from .vmap import register_loop
 
 # Projected values held at a time.
@@ -62,8 +62,8 @@ def _of_weight(sums: Tensor, value: Tensor, weight: Tensor, groups: int) -> Tens
     batch, rows, channels = value.shape
     out, width, k = weight.shape
     if groups == 1:
-        by_value = linear(value.reshape(-1, channels).t(), sums.reshape(-1, k * out).t())
-        return by_value.view(channels, k, out).permute(2, 0, 1)
+        by_slot = columns(sums.reshape(-1, k * out), value.reshape(-1, channels))
+        return by_slot.view(k, out, channels).permute(1, 2, 0)
     per_slot = sums.reshape(batch, rows, k, groups, -1)
     if width == 1 and out == groups:
         return (per_slot.flatten(3) * value.unsqueeze(2)).sum((0, 1)).t().unsqueeze(1)

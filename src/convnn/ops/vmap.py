@@ -11,10 +11,10 @@ from torch import Tensor
 def register_loop(op: Any) -> None:
     """Register the loop over the mapped axis as the operator's vmap rule; results are stacked in front."""
 
-    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         results = []
         for i in range(info.batch_size):
-            sample = [a if d is None or a is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True)]
+            sample = [a.select(d, i) if isinstance(d, int) else a for a, d in zip(args, in_dims, strict=True)]
             results.append(op(*sample))
         if isinstance(results[0], Tensor):
             return torch.stack(results), 0

@@ -50,6 +50,14 @@ def pad_map(x: Tensor, padding: tuple[int, ...], mode: str = "zeros") -> Tensor:
     return F.pad(x, amounts, mode="constant" if mode == "zeros" else mode)
 
 
+def token_major(x: Tensor) -> Tensor:
+    """Lay a map of two or three axes out so that each token's channels lie together (channels-last)."""
+    if x.dim() == 3:  # padding would undo it
+        return x
+    # Not contiguous(memory_format=...), which vmap does not know.
+    return to_tokens(x).contiguous().transpose(1, 2).unflatten(2, x.shape[2:])
+
+
 def to_tokens(x: Tensor) -> Tensor:
     """View a map ``(B, C, *grid)`` as tokens ``(B, N, C)`` in raster order; no copy in either memory format."""
     return x.flatten(2).transpose(1, 2)

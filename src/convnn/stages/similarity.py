@@ -65,7 +65,8 @@ def _coarse_centre(key: Tensor) -> Tensor:
     A median, because one far key must not move it. Rounded, because whole numbers then stay short numbers, and equal
     distances between them are computed as equal. Where it is not finite it is 0.
     """
-    some = key[:, :: max(key.shape[1] // 64, 1)]
+    # Not a slice with this step: it would fix the step in a compiled graph.
+    some = key.index_select(1, torch.arange(0, key.shape[1], max(key.shape[1] // 64, 1), device=key.device))
     median = some.median(dim=1, keepdim=True).values
     scale = some.abs().median(dim=1, keepdim=True).values.amax(dim=2, keepdim=True)
     grain = torch.exp2(scale.log2().floor() - 3)

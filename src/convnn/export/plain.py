@@ -1,0 +1,88 @@
+"""The custom operators in plain ones, for programs that run where convnn is not installed.
+
+The same functions as those in ``ops``, without tiles: a program that is exported has one shape of everything but the
+batch, and the runtime that loads it has kernels of its own. They need ``O(B N M)`` and ``O(B N k C)`` memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..ops import bags, nearest, product, slots  # noqa: F401  # importing them registers the operators
+from ..stages import aggregate, select
+
+NAMESPACE = "convnn"
+
+
+def plain_operators() -> dict[Any, Callable[..., Tensor]]:
+    """Return the decompositions of every operator that a forward pass runs, for ``run_decompositions``."""
+    plain: dict[str, Callable[..., Tensor]] = {
+        "nearest": search,
+        "linear": F.linear,
+        "slot_mix": slot_mix,
+        "bag_sum": bag_sum,
+        "pair_product": pair_product,
+        "pair_distance": pair_distance,
+    }
+    registered = getattr(torch.ops, NAMESPACE)
+    return {getattr(registered, name).default: function for name, function in plain.items()}
+
+
+def search(
+    query: Tensor, key: Tensor, bias: Tensor | None, masked: Tensor | None, own: Tensor | None, k: int, stable: bool
+) -> Tensor:
+    """Find the k keys with the largest ``<query, key> + bias``; arguments and result as of ``ops.nearest``."""
+    # Where ties count, pair by pair: a product of matrices may round equal columns differently, by where they stand.
+    scores = (query.unsqueeze(2) * key.unsqueeze(1)).sum(-1) if stable else query @ key.transpose(1, 2)
+    if bias is not None:
+        bias = bias.unsqueeze(1)
+        scores = (scores + bias).masked_fill(bias.isneginf(), -torch.inf)
+    excluded = None if masked is None else masked.unsqueeze(1)
+    if own is not None:
+        taken = (torch.arange(key.shape[1], device=key.device) == own.unsqueeze(1)).unsqueeze(0)
+        excluded = taken if excluded is None else excluded | taken
+    if excluded is not None:
+        scores = select.exclude(scores, excluded)
+    return select.top(scores, k, deterministic=stable)
+
+
+def take(table: Tensor, index: Tensor) -> Tensor:
+    """Gather rows: ``(B, M, C)`` by ``(B, N, k)`` to ``(B, N, k, C)``."""
+    batch, rows, channels = table.shape
+    # Whole rows of one table: runtimes copy them as they are, where a gather along an axis needs an index per number.
+    first = torch.arange(batch, device=index.device) * rows
+    return F.embedding(index + first.view(-1, 1, 1), table.reshape(batch * rows, channels))
+
+
+def bag_sum(table: Tensor, index: Tensor, weight: Tensor | None) -> Tensor:
+    """Sum k rows per query: ``(B, M, C)``, ``(B, N, k)``, weights ``(B, N, k)`` or ones, to ``(B, N, C)``."""
+    taken = take(table, index)
+    return (taken if weight is None else taken * weight.to(table.dtype).unsqueeze(-1)).sum(2)
+
+
+def slot_mix(value: Tensor, weight: Tensor, index: Tensor, rho: Tensor | None, groups: int) -> Tensor:
+    """Mix k neighbours by one matrix per slot, ``(B, M, C_in)`` to ``(B, N, C_out)``, as ``ops.slots`` does."""
+    taken = take(value, index)
+    if rho is not None:
+        taken = taken * rho.unsqueeze(-1)
+    out, width, k = weight.shape
+    if groups == 1:
+        return taken.flatten(2) @ weight.permute(2, 1, 0).reshape(k * width, out)
+    if width == 1 and out == groups:
+        return (taken * weight.squeeze(1).t()).sum(2)
+    return aggregate.mix_slots(taken, weight, groups)
+
+
+def pair_product(query: Tensor, table: Tensor, index: Tensor) -> Tensor:
+    """Multiply each query with its k rows: ``(B, N, C)``, ``(B, M, C)``, ``(B, N, k)`` to ``(B, N, k)``."""
+    return (query.unsqueeze(2) * take(table, index)).sum(-1)
+
+
+def pair_distance(query: Tensor, table: Tensor, index: Tensor) -> Tensor:
+    """Return the squared distances of each query from its k rows, shaped as ``pair_product``."""
+    return (query.unsqueeze(2) - take(table, index)).square().sum(-1)

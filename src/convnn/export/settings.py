@@ -1,0 +1,82 @@
+"""What an export can be told: the fields are the options of ``convnn export``."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import invalid, unknown_name
+
+FORMATS = {"onnx": ".onnx", "torch-export": ".pt2"}
+"""The formats, and how the names of their files end."""
+LEAST_OPSET = 18
+"""The lowest version of ONNX's operators that PyTorch's exporter writes."""
+
+
+def _option(default: Any, text: str, *, positional: bool = False) -> Any:
+    metadata = {"help": text, "positional": positional}
+    if default is dataclasses.MISSING:
+        return dataclasses.field(metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings:
+    """Settings of ``convnn export``.
+
+    >>> ExportSettings(checkpoint="runs/default", format="torch-export").path
+    PosixPath('runs/default/model.pt2')
+    """
+
+    checkpoint: str = _option(
+        dataclasses.MISSING, "folder of save_pretrained or of convnn train, or a .ckpt file in one", positional=True
+    )
+    format: str = _option("onnx", "onnx, or torch-export (a program of torch.export)")
+    out: str = _option("", "file to write; default: model.onnx or model.pt2 beside the checkpoint")
+    image_size: int | None = _option(None, "side of the square images; default: the model's own")
+    batch_size: int | None = _option(None, "a fixed number of images at a time; default: any number")
+    opset: int | None = _option(None, f"version of ONNX's operators, {LEAST_OPSET} or above; default: PyTorch's choice")
+    verify: bool = _option(True, "compare the exported model with the model")
+
+    @property
+    def path(self) -> Path:
+        """Return the file to write."""
+        if self.out:
+            return Path(self.out)
+        source = Path(self.checkpoint)
+        return (source if source.is_dir() or not source.suffix else source.parent) / ("model" + FORMATS[self.format])
+
+    def check(self) -> None:
+        """Raise ConvNNError for the first field that is wrong; of the files only their existence is looked at."""
+        if not Path(self.checkpoint).exists():
+            expected = "a folder of save_pretrained or convnn train, or a .ckpt file"
+            raise invalid("checkpoint", expected, f"{self.checkpoint!r}, which does not exist", "check the path")
+        check_format(self.format, self.opset)
+        check_path(self.path, self.format, argument="out")
+        for field in ("image_size", "batch_size"):
+            check_number(field, getattr(self, field), 1)
+
+
+def check_format(name: str, opset: int | None) -> None:
+    """Refuse an unknown format, an opset that the exporter does not write, and one where there is none."""
+    if name not in FORMATS:
+        raise unknown_name("format", name, FORMATS)
+    if opset is not None and name != "onnx":
+        raise invalid("opset", "none (it is ONNX's)", opset, 'leave it out, or use format "onnx"')
+    check_number("opset", opset, LEAST_OPSET)
+
+
+def check_number(argument: str, value: int | None, minimum: int) -> None:
+    """Refuse what is neither None nor a whole number of at least ``minimum``."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < minimum):
+        raise invalid(argument, f"a whole number of at least {minimum}", repr(value), f"use {minimum} or more")
+
+
+def check_path(path: Path, name: str, *, argument: str) -> None:
+    """Refuse a file whose name does not end as the format's do, and one that is a folder."""
+    suffix = FORMATS[name]
+    if path.suffix != suffix or path.is_dir():
+        fix = f"name it {path.with_suffix(suffix).name!r}, say" if path.name else "give one"
+        raise invalid(argument, f"a file name that ends with {suffix!r} (format {name})", repr(str(path)), fix)

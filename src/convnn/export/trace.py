@@ -1,0 +1,168 @@
+"""From a model to a program of plain operators: traced once, for images of one size and any number of them."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from ..errors import ConvNNError, invalid
+from ..nn.options import NeighborLayer
+from ..types import Random
+from .plain import NAMESPACE, plain_operators
+
+TRACED = 2
+"""Images in the batch that a program of any batch size is traced with: a size of 1 would be taken for a constant."""
+
+
+def for_export(model: nn.Module, *, dtype: torch.dtype | None = None) -> nn.Module:
+    """Return a copy of a model on the CPU, in eval mode, in which every layer may choose how it runs."""
+    # Implementations differ in how they compute, not in what; the reference would be traced query by query.
+    copied = copy.deepcopy(model).cpu().eval().requires_grad_(False)
+    for layer in copied.modules():
+        if isinstance(layer, NeighborLayer):
+            layer.impl = "auto"
+    return copied if dtype is None else copied.to(dtype)
+
+
+def example_images(model: nn.Module, shape: tuple[int, int, int], batch: int, *, seed: int = 0) -> Tensor:
+    """Return random images ``(batch, C, H, W)`` in the dtype of the model's weights."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, *shape, generator=generator).to(dtype_of(model))
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """Return the dtype of a model's first floating-point parameter; float32 where there is none."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
+def check_runs(model: nn.Module, images: Tensor) -> Tensor:
+    """Return the logits ``(B, ...)``, or refuse images that the model cannot take and results that are no tensor."""
+    size = f"{tuple(images.shape[1:])}"
+    try:
+        with torch.no_grad():
+            logits = model(images)
+    except ConvNNError:
+        raise
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        got = f"{size}, at which a {type(model).__name__} says: {_first_line(error)}"
+        raise invalid("image_size", "images that the model takes", got, "give the size it was made for") from error
+    if not isinstance(logits, Tensor):
+        fix = "wrap it in a module that returns one of them"
+        raise invalid("model", "one that returns a tensor", f"a {type(logits).__name__}", fix)
+    if not bool(logits.isfinite().all()):
+        raise invalid("model", "finite results on random images", f"nan or inf at {size}", "check its weights")
+    return logits
+
+
+def trace(
+    model: nn.Module, images: Tensor, *, any_batch: bool, without: dict[Any, Callable[..., Any]] | None = None
+) -> ExportedProgram:
+    """Trace a model that ``for_export`` returned into a program without any operator of convnn's own.
+
+    ``without`` has the decompositions of further operators that the program is not to have. Raises ConvNNError for a
+    model that cannot be traced.
+    """
+    shapes = ({0: Dim("batch", min=1)},) if any_batch else None
+    try:
+        # Without gradients the searches need not switch them off, which would be an operator of its own. Nor are they
+        # to compare pair by pair, as they do where PyTorch is told to be deterministic: B N M C numbers at once.
+        with torch.no_grad(), quiet(), deterministic(False), _fixed_draws(model, images):
+            program: ExportedProgram = torch.export.export(model, (images,), dynamic_shapes=shapes)
+            program = program.run_decompositions({**plain_operators(), **(without or {})})
+    except (RuntimeError, ValueError, TypeError, AssertionError, NotImplementedError) as error:
+        got = f"a {type(model).__name__} ({_first_line(error)})"
+        fix = "try a fixed batch_size; docs/export.md has the limits"
+        raise invalid("model", "one that torch.export can trace", got, fix) from error
+    for part in program.graph_module.modules():
+        if isinstance(part, torch.fx.GraphModule):
+            _refuse_custom(part)
+            _forget_places(part)
+    return program
+
+
+@contextmanager
+def _fixed_draws(model: nn.Module, images: Tensor) -> Iterator[None]:
+    """Give random candidates as the positions that an evaluation draws in images of this size.
+
+    The seeded draw is a hash of positions, which a program would otherwise compute anew at every call.
+    """
+    layers = [part for part in model.modules() if isinstance(part, NeighborLayer)]
+    before = {layer: layer.candidates for layer in layers if isinstance(layer.candidates, Random)}
+    draws: dict[NeighborLayer, list[Tensor]] = {layer: [] for layer in before}
+    try:
+        for layer, candidates in before.items():
+            layer.candidates = _recording(candidates, draws[layer])
+        model(images)
+        for layer, (first, *others) in ((layer, found) for layer, found in draws.items() if found):
+            if all(torch.equal(first, other) for other in others):  # a layer may be used at several sizes
+                layer.candidate_index = first
+        for layer, candidates in before.items():
+            layer.candidates = candidates
+        yield
+    finally:
+        for layer, candidates in before.items():
+            layer.candidates, layer.candidate_index = candidates, None
+
+
+def _recording(candidates: Random, found: list[Tensor]) -> Random:
+    """Return the same candidates, which write down what they draw."""
+
+    class Recording(Random):
+        def draw(self, tokens: int, device: torch.device) -> Tensor:
+            found.append(super().draw(tokens, device))
+            return found[-1]
+
+    return Recording(candidates.r, candidates.generator)
+
+
+def _refuse_custom(part: torch.fx.GraphModule) -> None:
+    left = {str(n.target) for n in part.graph.nodes if getattr(n.target, "namespace", None) == NAMESPACE}
+    if left:
+        got = ", ".join(sorted(left))
+        raise invalid("model", "layers whose operators have plain forms", got, "leave those layers out of the export")
+
+
+def _forget_places(part: torch.fx.GraphModule) -> None:
+    """Drop what tells from which files, in which folders, the model was traced: it would be saved with the program."""
+    for node in part.graph.nodes:
+        node.meta.pop("stack_trace", None)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] if len(lines[0]) <= 200 else lines[0][:197] + "..."
+
+
+@contextmanager
+def deterministic(on: bool) -> Iterator[None]:
+    """Take equal similarities lowest index first, as ONNX does, or any of them."""
+    before, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(on, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warned)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the exporters' notes out of the terminal; what fails still raises."""
+    loggers = [logging.getLogger(name) for name in ("torch.export", "torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,84 @@
+"""The plain forms of the custom operators compute what the operators do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from convnn.export import plain
+from convnn.ops import bags, nearest, product, slots
+
+B, N, M, C, K = 3, 7, 11, 6, 4
+
+
+def tokens(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def index() -> torch.Tensor:
+    return torch.randint(0, M, (B, N, K))
+
+
+def masked() -> torch.Tensor:
+    mask = torch.zeros(B, M, dtype=torch.bool)
+    mask[0, :5], mask[2, 3] = True, True
+    return mask
+
+
+def far_bias() -> torch.Tensor:
+    bias = tokens(B, M)
+    bias[1, 4] = -torch.inf
+    return bias
+
+
+def test_every_operator_of_a_forward_pass_has_a_plain_form() -> None:
+    names = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("convnn::")}
+    backward = {"bag_scatter", "slot_mix_backward"}
+    assert {str(op).split(".")[1] for op in plain.plain_operators()} == {n.split(".")[0] for n in names} - backward
+
+
+@pytest.mark.parametrize("bias", [None, tokens, far_bias], ids=["no bias", "bias", "a key infinitely far"])
+@pytest.mark.parametrize("mask", [None, masked], ids=["all", "masked"])
+@pytest.mark.parametrize("own", [None, torch.tensor([0, 3, -1, 10, 5, -1, 1])], ids=["others", "own excluded"])
+@pytest.mark.parametrize("stable", [False, True])
+def test_nearest(bias, mask, own, stable) -> None:
+    torch.manual_seed(0)
+    query, key = tokens(B, N, C), tokens(B, M, C)
+    given = None if bias is None else bias(B, M) if bias is tokens else bias()
+    arguments = (query, key, given, None if mask is None else mask(), own, K, stable)
+    assert torch.equal(plain.search(*arguments), nearest.nearest(*arguments))
+
+
+def test_nearest_takes_equal_keys_lowest_first() -> None:
+    key = tokens(1, 3, C).repeat(1, 4, 1)
+    found = plain.search(tokens(1, N, C), key, None, None, None, 8, True)
+    order = found.view(1, N, 2, 4)
+    assert torch.equal(order, order.sort(-1).values), "four copies of a key follow each other, in their order"
+    assert torch.equal(order % 3, (order % 3)[..., :1].expand_as(order))
+
+
+@pytest.mark.parametrize("rho", [None, tokens], ids=["ones", "weighted"])
+def test_bag_sum(rho) -> None:
+    table, rows, weight = tokens(B, M, C), index(), None if rho is None else rho(B, N, K)
+    torch.testing.assert_close(plain.bag_sum(table, rows, weight), bags.bag_sum(table, rows, weight))
+
+
+@pytest.mark.parametrize("rho", [None, tokens], ids=["ones", "weighted"])
+@pytest.mark.parametrize(("groups", "out"), [(1, 5), (2, 8), (C, C), (C, 2 * C)])
+def test_slot_mix(rho, groups, out) -> None:
+    value, weight, rows = tokens(B, M, C), tokens(out, C // groups, K), index()
+    arguments = (value, weight, rows, None if rho is None else rho(B, N, K), groups)
+    torch.testing.assert_close(plain.slot_mix(*arguments), slots.slot_mix(*arguments))
+
+
+def test_pairs() -> None:
+    query, table, rows = tokens(B, N, C), tokens(B, M, C), index()
+    torch.testing.assert_close(plain.pair_product(query, table, rows), bags.pair_product(query, table, rows))
+    torch.testing.assert_close(plain.pair_distance(query, table, rows), bags.pair_distance(query, table, rows))
+
+
+def test_linear() -> None:
+    x, weight, bias = torch.randn(N, C), torch.randn(5, C), torch.randn(5)
+    plain_linear = plain.plain_operators()[torch.ops.convnn.linear.default]
+    for given in (None, bias):
+        torch.testing.assert_close(plain_linear(x, weight, given), product.linear(x, weight, given))
