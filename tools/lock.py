@@ -8,7 +8,7 @@ LOCK = Path(__file__).resolve().parent.parent / "requirements.lock"
 LEFT_OUT = re.compile(r"^(nvidia-.*|cuda-.*|triton|convnn|pip)$")
 HEADER = """\
 # Constraints for .venv, written by `make lock`: the versions that the tests pass with.
-# Only the Makefile uses it (pip install -c requirements.lock -e ".[vision,train,export,dev]"); a plain `pip install` does not.
+# Only the Makefile uses it (as pip's constraints); a plain `pip install` does not.
 # CUDA libraries (nvidia-*, cuda-*, triton) are left out: torch pins them itself, for the platforms that have them.
 """
 

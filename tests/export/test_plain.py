@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from convnn.export import plain
-from convnn.ops import bags, nearest, product, slots
+from convnn.ops import bags, nearest, own, product, slots
 
 B, N, M, C, K = 3, 7, 11, 6, 4
 
@@ -33,7 +33,7 @@ def far_bias() -> torch.Tensor:
 
 def test_every_operator_of_a_forward_pass_has_a_plain_form() -> None:
     names = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("convnn::")}
-    backward = {"bag_scatter", "slot_mix_backward"}
+    backward = {"bag_scatter", "columns", "slot_mix_backward"}
     assert {str(op).split(".")[1] for op in plain.plain_operators()} == {n.split(".")[0] for n in names} - backward
 
 
@@ -82,3 +82,11 @@ def test_linear() -> None:
     plain_linear = plain.plain_operators()[torch.ops.convnn.linear.default]
     for given in (None, bias):
         torch.testing.assert_close(plain_linear(x, weight, given), product.linear(x, weight, given))
+
+
+@pytest.mark.parametrize("lattice", [[2, 4, 2, 4, 0, 0, 1, 1], [3, 3, 1, 2, 1, 1, 1, 1]], ids=["whole", "inside"])
+def test_own_and_picked(lattice: list[int]) -> None:
+    value, matrix, bias = tokens(B, lattice[0] * lattice[1], C), tokens(1, 4, C)[0], tokens(1, 1, 4)[0, 0]
+    arguments = (value, matrix, bias, torch.tensor([0, 2]), lattice)
+    for ours, plainly in zip(own.own_and_picked(*arguments), plain.own_and_picked(*arguments), strict=True):
+        torch.testing.assert_close(ours, plainly)

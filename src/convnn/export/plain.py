@@ -6,24 +6,25 @@ batch, and the runtime that loads it has kernels of its own. They need ``O(B N M
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import bags, nearest, product, slots  # noqa: F401  # importing them registers the operators
+from ..ops import bags, nearest, own, product, slots  # noqa: F401  # importing them registers the operators
 from ..stages import aggregate, select
 
 NAMESPACE = "convnn"
 
 
-def plain_operators() -> dict[Any, Callable[..., Tensor]]:
+def plain_operators() -> dict[Any, Callable[..., Any]]:
     """Return the decompositions of every operator that a forward pass runs, for ``run_decompositions``."""
-    plain: dict[str, Callable[..., Tensor]] = {
+    plain: dict[str, Callable[..., Any]] = {
         "nearest": search,
         "linear": F.linear,
+        "own_and_picked": own_and_picked,
         "slot_mix": slot_mix,
         "bag_sum": bag_sum,
         "pair_product": pair_product,
@@ -63,6 +64,14 @@ def bag_sum(table: Tensor, index: Tensor, weight: Tensor | None) -> Tensor:
     """Sum k rows per query: ``(B, M, C)``, ``(B, N, k)``, weights ``(B, N, k)`` or ones, to ``(B, N, C)``."""
     taken = take(table, index)
     return (taken if weight is None else taken * weight.to(table.dtype).unsqueeze(-1)).sum(2)
+
+
+def own_and_picked(
+    value: Tensor, matrix: Tensor, bias: Tensor | None, keys: Tensor, lattice: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Apply a matrix to the queries' own values and pick the candidates', as ``ops.own`` does."""
+    queries = own.queries_of(value, lattice).flatten(1, -2)
+    return F.linear(queries, matrix, bias), value.index_select(1, keys)
 
 
 def slot_mix(value: Tensor, weight: Tensor, index: Tensor, rho: Tensor | None, groups: int) -> Tensor:

@@ -15,7 +15,7 @@ from .product import columns, linear, product
 from .vmap import register_loop
 
 
-def _queries(value: Tensor, lattice: Sequence[int]) -> Tensor:
+def queries_of(value: Tensor, lattice: Sequence[int]) -> Tensor:
     """View the queries' rows ``(B, *shape, C)`` of the map that the values ``(B, M, C)`` are the tokens of."""
     axes = len(lattice) // 4
     grid, shape, origin, stride = (lattice[part * axes : (part + 1) * axes] for part in range(4))
@@ -48,7 +48,7 @@ def own_and_picked(
     Returns:
         ``(B, N, C_out)`` and ``(B, r, C_in)``.
     """
-    own = _queries(value, lattice).reshape(-1, value.shape[2])
+    own = queries_of(value, lattice).reshape(-1, value.shape[2])
     mixed = product(own, matrix, bias)
     # Not view(): autograd copies the gradient of a view that is then added to in place.
     whole = torch.ops.aten._unsafe_view(mixed, (value.shape[0], -1, matrix.shape[0]))
@@ -81,13 +81,13 @@ def _backward(ctx: Any, of_mixed: Tensor, of_picked: Tensor) -> tuple[Tensor | N
             of_value = of_own.view(value.shape)
         else:
             of_value = value.new_zeros(value.shape)
-            queries = _queries(of_value, ctx.lattice)
+            queries = queries_of(of_value, ctx.lattice)
             queries.copy_(of_own.view(queries.shape))
         of_value = of_value.index_add(1, keys, of_picked) if torch.is_grad_enabled() else of_value.index_add_(
             1, keys, of_picked
         )  # fmt: skip
     if wants_matrix:
-        of_matrix = columns(rows, _queries(value, ctx.lattice).reshape(-1, value.shape[2]))
+        of_matrix = columns(rows, queries_of(value, ctx.lattice).reshape(-1, value.shape[2]))
     return of_value, of_matrix, rows.sum(0) if wants_bias else None, None, None
 
 

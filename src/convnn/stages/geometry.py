@@ -55,7 +55,8 @@ def token_major(x: Tensor) -> Tensor:
     if x.dim() == 3:  # padding would undo it
         return x
     # Not contiguous(memory_format=...), which vmap does not know.
-    return to_tokens(x).contiguous().transpose(1, 2).unflatten(2, x.shape[2:])
+    laid_out: Tensor = to_tokens(x).contiguous().transpose(1, 2).unflatten(2, x.shape[2:])
+    return laid_out
 
 
 def to_tokens(x: Tensor) -> Tensor:
