@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from .cases import Case, cases
 from .steps import Step
@@ -92,20 +92,29 @@ def in_turn(ours: Step, theirs: Step, seconds: float) -> tuple[float, float]:
 
 
 def _rise(name: str, side: str) -> float | None:
-    """Return the rise in MiB of one step, or None where the system does not tell."""
-    if sys.platform == "win32":
-        return None
+    """Return the rise in MiB of one step, or None where the system does not tell (it does on Linux)."""
     torch.manual_seed(0)
     case = cases()[name]
     step = getattr(case, side)(case.both)
-    nn.Conv2d(8, 8, 3)(torch.randn(1, 8, 8, 8)).sum().backward()  # loads what is loaded once
-    before = _peak()
+    step()  # loads what is loaded once
+    before = _forget_peak()
+    if before is None:
+        return None
     step()
-    return round(_peak() - before, 1)
+    return round(_status("VmHWM") - before, 1)
 
 
-def _peak() -> float:
-    import resource
+def _forget_peak() -> float | None:
+    """Give freed memory back, let the largest resident memory count from now on, and return what is resident."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+        return _status("VmRSS")
+    except (AttributeError, OSError):
+        return None
 
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+def _status(name: str) -> float:
+    """Return a figure of this process in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name + ":")) / 1024
