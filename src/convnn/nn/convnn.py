@@ -226,16 +226,16 @@ class _ConvNN(NeighborLayer):
         shape = f"(batch, {self.in_channels}, {sizes})"
         ranks = (self.dims + 2, self.dims + 1)
         check_input(x, self, shape=shape, ranks=ranks, axis=-1 - self.dims, channels=self.in_channels)
-        for size in x.shape[-self.dims :]:
-            if size % self.unshuffle:
-                expected = f"sizes divisible by unshuffle = {self.unshuffle}"
-                raise invalid("input", expected, tuple(x.shape[-self.dims :]), "pad or crop the map")
+        if any(size % self.unshuffle for size in x.shape[-self.dims :]):
+            expected = f"sizes divisible by unshuffle = {self.unshuffle}"
+            raise invalid("input", expected, tuple(x.shape[-self.dims :]), "pad or crop the map")
         return x.dim() == self.dims + 1
 
     def _padded(self, x: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """Return the map that the candidates are the tokens of, and where the queries stand on it."""
-        tokens = geometry.token_major(geometry.pixel_unshuffle(x, self.unshuffle))
-        padded = geometry.pad_map(tokens, self.padding, self.padding_mode)
+        x = geometry.pixel_unshuffle(x, self.unshuffle)  # a convolution keeps its layout, a search wants tokens
+        x = x if self.similarity == "spatial" else geometry.token_major(x)
+        padded = geometry.pad_map(x, self.padding, self.padding_mode)
         grid = tuple(padded.shape[2:])
         return padded, {"grid": grid, "query_index": geometry.lattice_of(grid, self.query_margin, self.stride)}
 
