@@ -8,15 +8,7 @@ import pytest
 from convnn import __version__, cli
 from convnn.errors import missing_extra
 
-
-def run(capsys, *arguments):
-    """Run the command line; return its exit status and what it wrote to the two outputs."""
-    try:
-        status = cli.main(arguments)
-    except SystemExit as stop:
-        status = stop.code
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
+from .command_line import run
 
 
 @pytest.mark.parametrize(("arguments", "words"), [((), ("demo", "train")), (("demo",), ("--seed", "--quick", "--out"))])

@@ -7,21 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from convnn import cli
 from convnn.accounting import count_flops, count_parameters
 from convnn.accounting.settings import ProfileSettings, TableSettings
 from convnn.models import create_model
 
-
-def run(capsys, *arguments):
-    """Run the command line; return its exit status and what it wrote to the two outputs."""
-    try:
-        status = cli.main(arguments)
-    except SystemExit as stop:
-        status = stop.code
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
-
+from ..command_line import run
 
 SMALL = ("profile", "small_cnn", "--layer", "hybrid", "--k", "5", "--candidates", "random:16", "--branch-ratio", "0.25")
 

@@ -9,24 +9,16 @@ import sys
 import pytest
 import torch
 
-from convnn import cli
 from convnn.export import ExportSettings
 from convnn.models import create_model, save_pretrained
+
+from ..command_line import run
 
 
 @pytest.fixture
 def folder(tmp_path):
     torch.manual_seed(0)
     return save_pretrained(create_model("small_cnn", num_classes=3, layer="hybrid", image_size=8), tmp_path / "small")
-
-
-def run(capsys, *arguments):
-    try:
-        status = cli.main(arguments)
-    except SystemExit as stop:
-        status = stop.code
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
 
 
 def test_it_says_what_it_does_a_line_each(folder, capsys) -> None:

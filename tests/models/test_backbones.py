@@ -239,3 +239,12 @@ def test_without_timm_there_are_the_small_networks():
     assert names == "['small_cnn', 'small_transformer'] False"
     assert layer == "hybrid"
     assert error.startswith('timm is not installed, and this needs it; run: pip install "convnn[vision]"')
+
+
+@pytest.mark.parametrize("padding", [None, 5, (2, 6)])
+def test_a_huge_k_is_refused_before_its_weights_are_made(padding):
+    """On shapes alone nothing would tell: the weights of so many slots take gigabytes."""
+    with pytest.raises(
+        ConvNNError, match=r"k: expected at most \d+, the tokens of a padded image of 32 x 32, got 10000000"
+    ):
+        create_model("resnet18", layer="convnn", image_size=32, k=10**7, convnn_padding=padding)

@@ -12,7 +12,7 @@ from . import config
 from .backbones import BACKBONES, STEMS, InputConfig
 from .layers import LAYERS, attention_types, check_layer, swap_layers
 from .registry import MODELS, Found, find_model, input_config
-from .sizes import check_sizes
+from .sizes import check_sizes, check_slots
 from .specs import format_candidates, parse_candidates, parse_similarity
 
 # num_heads is the attention's own, which a hybrid takes over.
@@ -86,11 +86,14 @@ def create_model(
     made: dict[str, Any] = {"name": found.name, **shape}
     if layer is not None:
         swapping = {**_COMMON, **found.backbone.options.get(layer, {}), **swapping}
+        sized = image_size is not None or stem == "cifar" or _has_fixed_size(found)
+        if sized:
+            check_slots(swapping["k"], size=takes.size, padding=swapping.get("convnn_padding"))
         init = swapping.pop("init", _default_init(model, layer, swapping) if loads else "default")
         model = swap_layers(model, layer, init=init, keep=keep, inplace=True, **swapping)
         unused = {*_COMMON, "similarity"} - set(LAYERS[layer].takes)
         made |= {"layer": layer, **{key: value for key, value in swapping.items() if key not in unused}}
-        if image_size is not None or stem == "cifar" or _has_fixed_size(found):
+        if sized:
             check_sizes(model, channels=in_channels, size=takes.size)
     made |= {} if stem is None else {"stem": stem}
     _describe_input(model, found, takes, in_channels)

@@ -9,8 +9,26 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from ..errors import ConvNNError
+from ..errors import ConvNNError, invalid
 from ..nn.options import NeighborLayer
+
+_WIDEST_PADDING = 3
+"""Of the convolutions that are replaced: that of a 7x7 kernel."""
+
+
+def check_slots(k: object, *, size: int, padding: object = None) -> None:
+    """Refuse a k beyond the tokens of any map of a square image, before weights of so many slots are made.
+
+    ``padding`` is the ConvNN's own, if it was given. Smaller maps have fewer: see ``check_sizes``.
+
+    >>> check_slots(9, size=32)
+    """
+    around = padding if isinstance(padding, tuple) else (padding,)
+    margin = max([_WIDEST_PADDING, *(amount for amount in around if isinstance(amount, int))])
+    most = (size + 2 * margin) ** 2
+    if isinstance(k, int) and k > most:
+        fix = "lower k, or use larger images"
+        raise invalid("k", f"at most {most}, the tokens of a padded image of {size} x {size}", k, fix)
 
 
 def check_sizes(model: nn.Module, *, channels: int, size: int) -> None:
@@ -41,7 +59,8 @@ def check_sizes(model: nn.Module, *, channels: int, size: int) -> None:
             functional_call(model, state, torch.empty(1, channels, size, size, device="meta"))
     except ConvNNError as error:
         raise ConvNNError(f"{error} (layer {seen[-1]}, images of {size} x {size})") from error
-    except (RuntimeError, NotImplementedError):  # no kernel for shapes alone
+    except (RuntimeError, NotImplementedError):
+        # No kernel for shapes alone, or a fault of the network's own: neither is a k; it shows when it runs.
         return
     finally:
         for hook in hooks:
