@@ -15,6 +15,9 @@ from ..nn.options import NeighborLayer
 _WIDEST_PADDING = 3
 """Of the convolutions that are replaced: that of a 7x7 kernel."""
 
+_CHEAP_SLOTS = 1024
+"""Weights of as many are soon made, and then the layer itself tells more precisely what it cannot serve."""
+
 
 def check_slots(k: object, *, size: int, padding: object = None) -> None:
     """Refuse a k beyond the tokens of any map of a square image, before weights of so many slots are made.
@@ -26,7 +29,7 @@ def check_slots(k: object, *, size: int, padding: object = None) -> None:
     around = padding if isinstance(padding, tuple) else (padding,)
     margin = max([_WIDEST_PADDING, *(amount for amount in around if isinstance(amount, int))])
     most = (size + 2 * margin) ** 2
-    if isinstance(k, int) and k > most:
+    if isinstance(k, int) and k > max(most, _CHEAP_SLOTS):
         fix = "lower k, or use larger images"
         raise invalid("k", f"at most {most}, the tokens of a padded image of {size} x {size}", k, fix)
 
