@@ -218,22 +218,6 @@ def test_own_and_picked_and_its_derivatives(name: str) -> None:
     assert torch.autograd.gradgradcheck(ours, inputs)
 
 
-@pytest.mark.parametrize("k", [1, 4, 9, 40])
-@pytest.mark.parametrize("width", [40, 73, 128, 333, 1025])
-def test_the_best_by_groups_are_the_best(width: int, k: int) -> None:
-    """Against a sort, with many equal scores, with nan, and with minus infinity."""
-    scores = torch.randint(-30, 30, (2, 6, width)).float()
-    scores[0, 1] = torch.randn(width)
-    scores[0, 2, ::3] = -torch.inf
-    scores[0, 3, width // 2] = torch.nan
-    scores[1, 4] = -torch.inf
-    values, place = nearest_module._top(scores, k)
-    expected = scores.sort(dim=2, descending=True).values[..., :k]
-    torch.testing.assert_close(values, expected, rtol=0, atol=0, equal_nan=True)
-    torch.testing.assert_close(scores.gather(2, place), expected, rtol=0, atol=0, equal_nan=True)
-    assert all(len(set(row)) == k for row in place.flatten(0, 1).tolist())
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_torch_finds_nothing_wrong_with_the_operators(dtype: torch.dtype) -> None:
     index, table, query, rho = chosen(), real(B, M, C), real(B, N, C), real(B, N, K)

@@ -8,16 +8,15 @@ import torch
 from torch import Tensor
 
 from .product import product
+from .top import top
 from .vmap import register_loop
 
 # Scores held at a time: on a CPU, what two cores' caches hold; elsewhere enough to fill the device.
-_TILE_ELEMENTS = 1 << 20
+_TILE_ELEMENTS = 1 << 21
 _TILE_ELEMENTS_ON_DEVICE = 1 << 26
 _MOST_KEYS = 1 << 13
 # Up to this many keys, several samples share a tile.
 _NARROW = 256
-# Columns whose maxima stand for them, where the search goes from maxima to columns, and how few maxima it starts from.
-_GROUP, _FEW = 4, 8
 
 
 @torch.library.custom_op("convnn::nearest", mutates_args=())
@@ -51,8 +50,8 @@ def nearest(
     step = max(1, budget // (width * height)) if keys <= _NARROW and not stable else 1
     for start in range(0, batch, step):
         some = slice(start, start + step)
-        for top in range(0, queries, height):
-            rows = slice(top, top + height)
+        for first in range(0, queries, height):
+            rows = slice(first, first + height)
             tile = _Tile(
                 query[some, rows],
                 key[some],
@@ -90,7 +89,7 @@ class _Tile(NamedTuple):
         values, index = self._best_of(slice(0, width), k)
         for start in range(width, self.key.shape[1], width):
             more, at = self._best_of(slice(start, start + width), k)
-            values, place = _top(torch.cat([values, more], 2), k)
+            values, place = top(torch.cat([values, more], 2), k)
             index = torch.cat([index, at], 2).gather(2, place)
         return values, index
 
@@ -99,17 +98,20 @@ class _Tile(NamedTuple):
         excluding = self.masked is not None or self.own is not None
         if excluding:
             self._exclude(scores, keys)
-        values, place = _top(scores, min(k, scores.shape[2]))
+        values, place = top(scores, min(k, scores.shape[2]))
         if excluding and bool(values[..., -1].isneginf().any()):
             # A real score of -inf must still beat an excluded key: raise the real ones, exclude again, search again.
             scores = self._scores(keys).clamp_(min=torch.finfo(scores.dtype).min)
             self._exclude(scores, keys)
-            values, place = _top(scores, min(k, scores.shape[2]))
+            values, place = top(scores, min(k, scores.shape[2]))
         return values, place + keys.start
 
     def _scores(self, keys: slice) -> Tensor:
-        samples = [product(*pair) for pair in zip(self.query, self.key[:, keys], strict=True)]
-        scores = torch.stack(samples) if len(samples) > 1 else samples[0].unsqueeze(0)
+        if self.key.shape[0] == 1:
+            scores = product(self.query[0], self.key[0, keys]).unsqueeze(0)
+        else:  # laid out by keys: what is compared next are the scores of many queries with one key
+            columns = [product(key, query) for query, key in zip(self.query, self.key[:, keys], strict=True)]
+            scores = torch.stack(columns, dim=1).permute(1, 2, 0)
         if self.bias is not None:
             scores.add_(self.bias[..., keys])
         return scores if self.far is None else scores.masked_fill_(self.far[..., keys], -torch.inf)
@@ -160,32 +162,3 @@ class _Tile(NamedTuple):
             excluded |= at == self.own.unsqueeze(1)
         scores = scores.clamp(min=torch.finfo(scores.dtype).min).masked_fill(excluded, -torch.inf)
         return at.gather(1, scores.sort(dim=1, descending=True, stable=True).indices[:, :k]).unsqueeze(0)
-
-
-def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return the k largest of ``(b, n, m)`` and their places, descending; nan counts as the largest.
-
-    ``topk`` on a CPU takes a time that grows with the width and k. So maxima of groups are taken, and maxima of those,
-    until few are left: the k best columns lie in the k groups with the largest maxima. A group holds the columns
-    ``g, g + n, g + 2n, ...``, so that the maxima are running maxima of whole rows.
-    """
-    levels = [scores.flatten(0, 1)]
-    while scores.device.type == "cpu" and levels[-1].shape[1] > _FEW * k:
-        groups = levels[-1].shape[1] // _GROUP
-        levels.append(levels[-1][:, : groups * _GROUP].unflatten(1, (_GROUP, groups)).amax(1))
-    groups = levels[-1].shape[1]
-    values, place = levels.pop().topk(k, dim=1, sorted=not levels)
-    while levels:
-        place = _members(place, groups, levels[-1].shape[1])
-        groups = levels[-1].shape[1]
-        values, best = levels.pop().gather(1, place).topk(k, dim=1, sorted=not levels)
-        place = place.gather(1, best)
-    return values.unflatten(0, scores.shape[:2]), place.unflatten(0, scores.shape[:2])
-
-
-def _members(chosen: Tensor, groups: int, width: int) -> Tensor:
-    """Return the columns of the chosen groups ``(n, k)``, and those few at the end that are in no group."""
-    first = torch.arange(0, groups * _GROUP, groups, device=chosen.device)
-    members = (chosen.unsqueeze(1) + first.unsqueeze(1)).flatten(1)
-    rest = torch.arange(groups * _GROUP, width, device=chosen.device)
-    return torch.cat([members, rest.expand(members.shape[0], -1)], 1) if rest.numel() else members
