@@ -9,6 +9,7 @@ Kang and Sales Rocha Neto, "Attention Via Convolutional Nearest Neighbors", arXi
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -189,6 +190,31 @@ def convolve_map(x: Tensor, weight: Tensor | None, bias: Tensor | None, **geomet
     ``size``, ``stride``, ``padding``, ``dilation`` and ``groups``; the weight is ``(C_out, C_in/groups, k)``.
     """
     return choose.run_convolution(x, weight, bias, **geometry)
+
+
+def sample_map(
+    query: Tensor,
+    tokens: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    *,
+    k: int | None,
+    padding: tuple[int, ...],
+    grid: tuple[int, ...],
+    **search: Any,
+) -> Tensor:
+    """Run the operator on the tokens ``(B, M, C)`` of a map where all queries ``(B, N, C)`` share few candidates.
+
+    For layers that were recognised when they were made. The ``grid`` has the ``padding`` of zeros around it, and all
+    positions (the candidates', and the ``query_index`` of the queries, which must lie on the map) count it; but of the
+    padding only what is a candidate is ever made.
+    """
+    # What stands for the padded tokens has their shape alone.
+    every = tokens.new_zeros(1).expand(tokens.shape[0], math.prod(grid), tokens.shape[2])
+    problem = resolve(query, every, k, grid=grid, **search)._replace(need_similarity=False)
+    gather = Gather(tokens, weight, bias, "ones", 1.0, 1, 0.0)
+    checks.gather(gather, problem.k)
+    return choose.run_sampled_map(problem, gather, padding)
 
 
 def explain_choice(

@@ -83,8 +83,8 @@ def _draw(
         return candidates.to(key.device, torch.int64).sort().values
     if isinstance(candidates, Random):
         spec = candidates if generator is None else Random(candidates.r, generator)
-        return "all" if spec.r > key.shape[1] else spec.draw(key.shape[1], key.device)
-    if isinstance(candidates, Grid) and candidates.g > min(grid):
+        return "all" if spec.takes_all(grid) else spec.draw(key.shape[1], key.device)
+    if isinstance(candidates, Grid) and candidates.takes_all(grid):
         return "all"
     return candidates
 

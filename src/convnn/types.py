@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -59,6 +60,14 @@ class Random:
                 "Random.generator", "a torch.Generator, a seed (int) or None", repr(self.generator), "pass one of these"
             )
 
+    def takes_all(self, grid: Sequence[int]) -> bool:
+        """Whether so many candidates of the tokens of a grid are wanted that every token is one.
+
+        >>> Random(5).takes_all((2, 2))
+        True
+        """
+        return self.r > math.prod(grid)
+
     def draw(self, tokens: int, device: torch.device) -> Tensor:
         """Draw ``(r,)`` distinct positions among ``tokens``, in ascending order."""
         if isinstance(self.generator, int):
@@ -99,6 +108,10 @@ class Grid:
     def __post_init__(self) -> None:
         _whole("Grid.g", self.g, 1, "give the number of candidates per axis")
         _whole("Grid.margin", self.margin, 0, "give the distance of the first candidate from the border, in tokens")
+
+    def takes_all(self, grid: Sequence[int]) -> bool:
+        """Whether so many candidates of the tokens of a grid are wanted that every token is one."""
+        return self.g > min(grid)
 
 
 @dataclass(frozen=True)

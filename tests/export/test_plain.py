@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from convnn.export import plain
-from convnn.ops import bags, nearest, own, product, slots
+from convnn.ops import bags, nearest, product, sampled, slots
 
 B, N, M, C, K = 3, 7, 11, 6, 4
 
@@ -33,7 +33,7 @@ def far_bias() -> torch.Tensor:
 
 def test_every_operator_of_a_forward_pass_has_a_plain_form() -> None:
     names = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("convnn::")}
-    backward = {"bag_scatter", "columns", "slot_mix_backward"}
+    backward = {"bag_scatter", "columns", "sampled_mix_backward", "slot_mix_backward"}
     assert {str(op).split(".")[1] for op in plain.plain_operators()} == {n.split(".")[0] for n in names} - backward
 
 
@@ -85,8 +85,10 @@ def test_linear() -> None:
 
 
 @pytest.mark.parametrize("lattice", [[2, 4, 2, 4, 0, 0, 1, 1], [3, 3, 1, 2, 1, 1, 1, 1]], ids=["whole", "inside"])
-def test_own_and_picked(lattice: list[int]) -> None:
-    value, matrix, bias = tokens(B, lattice[0] * lattice[1], C), tokens(1, 4, C)[0], tokens(1, 1, 4)[0, 0]
-    arguments = (value, matrix, bias, torch.tensor([0, 2]), lattice)
-    for ours, plainly in zip(own.own_and_picked(*arguments), plain.own_and_picked(*arguments), strict=True):
-        torch.testing.assert_close(ours, plainly)
+@pytest.mark.parametrize("slots", [3, 0])
+def test_sampled_mix(lattice: list[int], slots: int) -> None:
+    value, weight = tokens(B, lattice[0] * lattice[1], C), tokens(4, C, slots + 1)
+    places = torch.randint(0, 3, (B, lattice[2] * lattice[3], slots))
+    for bias in (None, weight[:, 0, 0]):
+        arguments = (value, weight, bias, torch.tensor([0, -1, 2]), places, lattice)
+        torch.testing.assert_close(plain.sampled_mix(*arguments), sampled.sampled_mix(*arguments))

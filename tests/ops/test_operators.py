@@ -10,10 +10,10 @@ from torch import Tensor
 
 from convnn.ops import nearest as nearest_module
 from convnn.ops import product as product_module
-from convnn.ops.bags import bag_scatter, bag_sum, pair_distance, pair_product
+from convnn.ops.bags import bag_scatter, bag_sum, invert, pair_distance, pair_product
 from convnn.ops.nearest import nearest
-from convnn.ops.own import own_and_picked
 from convnn.ops.product import column_product, columns, linear, product
+from convnn.ops.sampled import in_steps, sampled_mix, sampled_mix_backward
 from convnn.ops.slots import slot_mix, slot_mix_backward
 
 B, M, N, C, K = 2, 7, 5, 3, 4
@@ -195,27 +195,63 @@ def test_columns_and_their_derivatives(rows: int, width: int, height: int, threa
 LATTICES = {"whole": [2, 3, 2, 3, 0, 0, 1, 1], "inside": [3, 4, 1, 2, 1, 1, 1, 1], "thinned": [4, 3, 2, 2, 0, 0, 2, 2]}
 
 
-@pytest.mark.parametrize("name", LATTICES)
-def test_own_and_picked_and_its_derivatives(name: str) -> None:
-    lattice, keys = LATTICES[name], torch.tensor([0, 3, 5])
-    tokens = lattice[0] * lattice[1]
-    own = [
+def of_lattice(lattice: list[int]) -> list[int]:
+    """The positions of the queries, row by row."""
+    return [
         (lattice[4] + row * lattice[6]) * lattice[1] + lattice[5] + column * lattice[7]
         for row in range(lattice[2])
         for column in range(lattice[3])
     ]
-    inputs = (real(2, tokens, C), real(4, C), real(4))
 
-    def ours(value: Tensor, matrix: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
-        return own_and_picked(value, matrix, bias, keys, lattice)
 
-    def plain(value: Tensor, matrix: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
-        return value[:, own] @ matrix.t() + bias, value[:, keys]
+@pytest.mark.parametrize("name", LATTICES)
+@pytest.mark.parametrize("keys", [[0, 3, 5], [-1, 2, -1, 4]], ids=["on the map", "some outside"])
+@pytest.mark.parametrize("slots", [2, 0])
+def test_sampled_mix_and_its_derivatives(name: str, keys: list[int], slots: int) -> None:
+    lattice, own = LATTICES[name], of_lattice(LATTICES[name])
+    places = torch.randint(0, len(keys), (2, len(own), slots))
+    inputs = (real(2, lattice[0] * lattice[1], C), real(4, C, slots + 1), real(4))
 
-    for a, b in zip(ours(*inputs), plain(*inputs), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    def ours(value: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return sampled_mix(value, weight, bias, torch.tensor(keys), places, lattice)
+
+    def written_out(value: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        out = value[:, own] @ weight[..., 0].t() + bias
+        token = [value[:, key] if key >= 0 else torch.zeros_like(value[:, 0]) for key in keys]
+        candidates = torch.stack(token, dim=1)
+        for m in range(slots):
+            chosen = torch.stack([rows[at] for rows, at in zip(candidates, places[..., m], strict=True)])
+            out = out + chosen @ weight[..., 1 + m].t()
+        return out
+
+    torch.testing.assert_close(ours(*inputs), written_out(*inputs), rtol=1e-12, atol=1e-12)
     assert torch.autograd.gradcheck(ours, inputs)
     assert torch.autograd.gradgradcheck(ours, inputs)
+    steps = in_steps(inputs[0], inputs[1], torch.tensor(keys), places, lattice) + inputs[2]
+    torch.testing.assert_close(steps, ours(*inputs), rtol=1e-12, atol=1e-12)
+
+
+def test_sampled_mix_makes_no_gradient_that_nobody_wants() -> None:
+    value, weight = real(2, 6, C).detach(), real(4, C, 3)
+    places = torch.randint(0, 2, (2, 6, 2))
+    out = sampled_mix(value, weight, None, torch.tensor([0, 3]), places, LATTICES["whole"])
+    arguments = (torch.ones_like(out), value, weight.detach(), torch.tensor([0, 3]), places, LATTICES["whole"], False)
+    in_value, in_weight = sampled_mix_backward(*arguments)
+    assert in_value.numel() == 0
+    assert torch.equal(torch.autograd.grad(out.sum(), weight)[0], in_weight)
+
+
+@pytest.mark.parametrize("choices", [100, 5000, 40000])  # compared, padded to be sorted by digits, sorted by digits
+def test_an_inverse_lists_who_chose_each_row(choices: int) -> None:
+    index = torch.randint(0, 300, (2, choices // 8, 4))
+    index[0, 3] = 299
+    inverse = invert(index, 300)
+    flat = (index + torch.tensor([0, 300]).view(2, 1, 1)).flatten()
+    starts = [0, *inverse.ends[:-1].tolist()]
+    for row in (0, 17, 299, 300, 599):
+        found = inverse.order[starts[row] : inverse.ends[row]].tolist()
+        assert found == (flat == row).nonzero().flatten().tolist()
+    assert inverse.order.sort().values.equal(torch.arange(flat.numel()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -223,6 +259,8 @@ def test_torch_finds_nothing_wrong_with_the_operators(dtype: torch.dtype) -> Non
     index, table, query, rho = chosen(), real(B, M, C), real(B, N, C), real(B, N, K)
     weight = real(6, C, K)
     table, query, rho, weight = (x.detach().to(dtype).requires_grad_() for x in (table, query, rho, weight))
+    sampled = (torch.randint(0, 2, (B, 2, K - 1)), [2, 3, 2, 1, 0, 1, 1, 2])
+    grad = query.detach().new_ones(B, 2, 6)
     for operator, arguments in (
         (bag_sum, (table, index, rho)),
         (bag_sum, (table, index, None)),
@@ -234,10 +272,9 @@ def test_torch_finds_nothing_wrong_with_the_operators(dtype: torch.dtype) -> Non
         (nearest, (query.detach(), table.detach(), None, None, None, 3, False)),
         (product_module._linear, (query[0], weight[:, :, 0], None)),
         (product_module._columns, (query[0], table[0, :N])),
-        (
-            own_and_picked,
-            (table[:, :6], weight[:, :, 0], weight[:, 0, 0], torch.tensor([1, 4]), [2, 3, 2, 1, 0, 1, 1, 2]),
-        ),
+        (sampled_mix, (table[:, :6], weight, weight[:, 0, 0], torch.tensor([-1, 4]), *sampled)),
+        (sampled_mix_backward, (grad, table[:, :6].detach(), weight.detach(), torch.tensor([1, 4]), *sampled, True)),
+        (sampled_mix_backward, (grad, table[:, :6].detach(), weight.detach(), torch.tensor([1, 4]), *sampled, False)),
     ):
         result = torch.library.opcheck(operator, arguments, raise_exception=False)
         assert set(result.values()) == {"SUCCESS"}, (operator, result)

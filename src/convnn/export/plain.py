@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import bags, nearest, own, product, slots  # noqa: F401  # importing them registers the operators
+from ..ops import bags, nearest, product, sampled, slots  # noqa: F401  # importing them registers the operators
 from ..stages import aggregate, select
 
 NAMESPACE = "convnn"
@@ -24,7 +24,7 @@ def plain_operators() -> dict[Any, Callable[..., Any]]:
     plain: dict[str, Callable[..., Any]] = {
         "nearest": search,
         "linear": F.linear,
-        "own_and_picked": own_and_picked,
+        "sampled_mix": sampled_mix,
         "slot_mix": slot_mix,
         "bag_sum": bag_sum,
         "pair_product": pair_product,
@@ -66,12 +66,17 @@ def bag_sum(table: Tensor, index: Tensor, weight: Tensor | None) -> Tensor:
     return (taken if weight is None else taken * weight.to(table.dtype).unsqueeze(-1)).sum(2)
 
 
-def own_and_picked(
-    value: Tensor, matrix: Tensor, bias: Tensor | None, keys: Tensor, lattice: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    """Apply a matrix to the queries' own values and pick the candidates', as ``ops.own`` does."""
-    queries = own.queries_of(value, lattice).flatten(1, -2)
-    return F.linear(queries, matrix, bias), value.index_select(1, keys)
+def sampled_mix(
+    value: Tensor, weight: Tensor, bias: Tensor | None, keys: Tensor, places: Tensor, lattice: Sequence[int]
+) -> Tensor:
+    """Mix the query's own token and the candidates at ``places``, as ``ops.sampled`` does."""
+    out, channels, k = weight.shape
+    mixed = F.linear(sampled.queries_of(value, lattice).flatten(1, -2), weight[..., 0], bias)
+    if k == 1:
+        return mixed
+    matrices = weight[..., 1:].permute(2, 0, 1).reshape((k - 1) * out, channels)
+    projected = F.linear(sampled.pick(value, keys).flatten(0, 1), matrices)
+    return mixed + bag_sum(projected.view(value.shape[0], -1, out), bags.slot_rows(places), None)
 
 
 def slot_mix(value: Tensor, weight: Tensor, index: Tensor, rho: Tensor | None, groups: int) -> Tensor:

@@ -92,6 +92,15 @@ def run_convolution(x: Tensor, weight: Tensor | None, bias: Tensor | None, **geo
     return limits.convolve_map(x, weight, bias, **geometry)
 
 
+def run_sampled_map(search: Search, gather: Gather, padding: tuple[int, ...]) -> Tensor:
+    """Run few candidates on the tokens of a map, for a layer that was recognised as such when it was made."""
+    from . import sampled, tiled
+
+    _logged(Choice("sampled", _SPECIAL["sampled"]))
+    places = tiled.places_among(search, sampled.candidates_of_map(search, gather.value, padding))
+    return sampled.mix_map(search, gather, places, padding)
+
+
 def _general(choice: Choice) -> ModuleType:
     from . import dense, reference, tiled
 

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import plan
-from ..ops.bags import bag_sum
-from ..ops.own import own_and_picked
+from ..ops.bags import bag_sum, slot_rows
+from ..ops.sampled import pick, queries_of, sampled_mix
 from ..ops.slots import project
 from ..precision import autocast_dtype
+from ..stages import geometry
 from ..types import Gather, Grid, Lattice, Neighbors, Search
 
 
@@ -52,49 +53,64 @@ def mix(problem: Search, aggregation: Gather, places: Tensor, neighbors: Neighbo
 
     The similarities of ``neighbors``, if given, weight them.
     """
-    rho = None if neighbors is None else plan.rho_of(aggregation, neighbors.similarity)
+    if neighbors is None and aggregation.groups == 1 and isinstance(problem.query_index, Lattice):
+        return mix_map(problem, aggregation, places, (0,) * len(problem.grid))
     weight, bias, groups = aggregation.weight, aggregation.bias, aggregation.groups
     if weight is None:
         raise ValueError(cannot_sample(problem, aggregation))
     dtype = autocast_dtype(aggregation.value)
     value, weight = aggregation.value.to(dtype), weight.to(dtype)
-    slots = problem.k - 1
-    first, others = weight.split([1, slots], dim=2)
-    bias = None if bias is None else bias.to(dtype)
-    mixed, picked = _own_and_picked(problem, value, first.squeeze(2), None if rho is not None else bias, groups=groups)
-    if rho is not None:
-        mixed = mixed * rho[..., :1].to(dtype)
-        mixed = mixed if bias is None else mixed + bias
-    if slots:
-        projected = project(picked, others, groups)
-        rows = (places * slots).add_(torch.arange(slots, device=places.device))
-        summed = bag_sum(projected, rows, None if rho is None else rho[..., 1:].to(dtype))
-        mixed = mixed.add_(summed)
+    rho = None if neighbors is None else plan.rho_of(aggregation, neighbors.similarity)
+    rho = None if rho is None else rho.to(dtype)
+    first, others = weight.split([1, problem.k - 1], dim=2)
+    mixed = _own_slot(_own_values(problem, value), first.squeeze(2), groups)
+    mixed = mixed if rho is None else mixed * rho[..., :1]
+    if problem.k > 1:
+        projected = project(value.index_select(1, candidate_keys(problem)), others, groups)
+        mixed = mixed + bag_sum(projected, slot_rows(places), None if rho is None else rho[..., 1:])
+    return mixed if bias is None else mixed + bias.to(dtype)
+
+
+def candidates_of_map(problem: Search, tokens: Tensor, padding: tuple[int, ...]) -> Tensor:
+    """Pick the candidates ``(B, r, C)`` from a map's tokens; the problem's grid has a padding of zeros around it."""
+    return pick(tokens.detach(), _keys_of_map(problem, padding))
+
+
+def mix_map(problem: Search, aggregation: Gather, places: Tensor, padding: tuple[int, ...]) -> Tensor:
+    """Aggregate as ``mix`` the values of a map ``(B, M, C)``; the problem's grid has a padding of zeros around it.
+
+    The padding exists in the positions alone: of its tokens those that are candidates are made, and no others.
+    """
+    lattice, weight, bias = problem.query_index, aggregation.weight, aggregation.bias
+    if not isinstance(lattice, Lattice) or weight is None:
+        raise ValueError(cannot_sample(problem, aggregation))
+    dtype = autocast_dtype(aggregation.value)
+    grid = [size - 2 * amount for size, amount in zip(problem.grid, padding, strict=True)]
+    origin = [start - amount for start, amount in zip(lattice.origin, padding, strict=True)]
+    mixed: Tensor = sampled_mix(
+        aggregation.value.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype),
+        _keys_of_map(problem, padding), places, [*grid, *lattice.shape, *origin, *lattice.stride],
+    )  # fmt: skip
     return mixed
 
 
-def _own_and_picked(
-    problem: Search, value: Tensor, matrix: Tensor, bias: Tensor | None, *, groups: int
-) -> tuple[Tensor, Tensor]:
-    """Return the queries' own values after the matrix ``(C_out, C_in/groups)``, and the candidates' values."""
-    keys, lattice = candidate_keys(problem), problem.query_index
-    if isinstance(lattice, Lattice) and groups == 1:
-        place = (*problem.grid, *lattice.shape, *lattice.origin, *lattice.stride)
-        mixed, picked = own_and_picked(value, matrix, bias, keys, place)
-        return mixed, picked
-    own = plan.own_index(problem)
-    if own is None:
-        raise TypeError("query_index")
-    return _own_slot(value[:, own], matrix, bias, groups=groups), value.index_select(1, keys)
+def _keys_of_map(problem: Search, padding: tuple[int, ...]) -> Tensor:
+    return geometry.without_padding(candidate_keys(problem), problem.grid, padding)
 
 
-def _own_slot(value: Tensor, matrix: Tensor, bias: Tensor | None, *, groups: int) -> Tensor:
+def _own_values(problem: Search, value: Tensor) -> Tensor:
+    """Return the queries' own values ``(B, N, C)``."""
+    lattice = problem.query_index
+    if isinstance(lattice, Lattice):
+        return queries_of(value, [*problem.grid, *lattice.shape, *lattice.origin, *lattice.stride]).flatten(1, -2)
+    return value[:, lattice]
+
+
+def _own_slot(value: Tensor, matrix: Tensor, groups: int) -> Tensor:
     """Apply one slot's matrix ``(C_out, C_in/groups)`` to ``(B, N, C_in)``."""
     if groups == 1:
-        return F.linear(value, matrix, bias)
+        return F.linear(value, matrix)
     if matrix.shape[1] == 1 and matrix.shape[0] == groups:
-        mixed = value * matrix.squeeze(1)
-    else:
-        slots = matrix.unflatten(0, (groups, -1))
-        mixed = torch.einsum("bngc,goc->bngo", value.unflatten(2, (groups, -1)), slots).flatten(2)
-    return mixed if bias is None else mixed + bias
+        return value * matrix.squeeze(1)
+    slots = matrix.unflatten(0, (groups, -1))
+    return torch.einsum("bngc,goc->bngo", value.unflatten(2, (groups, -1)), slots).flatten(2)

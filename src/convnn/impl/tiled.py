@@ -12,7 +12,7 @@ from .. import plan
 from ..ops.bags import bag_sum, pair_distance, pair_product
 from ..ops.nearest import nearest
 from ..ops.slots import slot_mix
-from ..precision import autocast_dtype, without_autocast
+from ..precision import autocast_dtype, search_dtype, without_autocast
 from ..stages import select, similarity
 from ..types import Gather, Neighbors, Search
 
@@ -46,13 +46,20 @@ def _choose(problem: Search, features: tuple[Tensor, Tensor, str], table: plan.T
 def _places(problem: Search, features: tuple[Tensor, Tensor, str], keys: Tensor | None, own: Tensor | None) -> Tensor:
     """Choose among the keys, or among those listed: places ``(B, N, k)``, or one fewer beside the query's own."""
     query, key, metric = features
+    key = key if keys is None else key.index_select(1, keys)  # the others are not even looked at
+    return _places_among(problem, (query, key, metric), keys, own)
+
+
+def _places_among(
+    problem: Search, features: tuple[Tensor, Tensor, str], keys: Tensor | None, own: Tensor | None
+) -> Tensor:
+    """Choose as ``_places``, where the features of the keys listed are given by themselves."""
     masked, place = problem.key_padding_mask, own
-    if keys is not None:  # the others are not even looked at
-        key = key.index_select(1, keys)
+    if keys is not None:
         masked = None if masked is None else masked[:, keys]
         place = None if own is None else plan.place_among(own, keys, problem.key.shape[1])
     plan.check_counts(problem, keys, place)
-    query, key, bias = similarity.embed_to_rank(query, key, metric, problem.scale)
+    query, key, bias = similarity.embed_to_rank(*features, problem.scale)
     found: Tensor = nearest(query, key, bias, masked, place, problem.k - (own is not None), problem.deterministic)
     return found
 
@@ -62,6 +69,15 @@ def places(problem: Search) -> Tensor:
     with without_autocast(problem.query.device), torch.no_grad():
         own = plan.own_index(problem)
         return _places(problem, plan.features(problem), plan.table_of(problem, own).keys, own)
+
+
+def places_among(problem: Search, candidates: Tensor) -> Tensor:
+    """Find what ``places`` finds, where the candidates' features ``(B, r, C)`` are given by themselves."""
+    dtype = search_dtype(problem.query.dtype)
+    with without_autocast(problem.query.device), torch.no_grad():
+        own = plan.own_index(problem)
+        features = problem.query.to(dtype), candidates.to(dtype), str(problem.similarity)
+        return _places_among(problem, features, plan.table_of(problem, own).keys, own)
 
 
 def _window_scores(embedded: similarity.Embedded, keys: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from .options import (
     per_axis,
     simplest,
 )
+from .sampling import sample, samples_map
 
 
 class _ConvNN(NeighborLayer):
@@ -124,7 +125,7 @@ class _ConvNN(NeighborLayer):
         self.value_coordinates = checks.flag("value_coordinates", value_coordinates)
         self.has_bias = checks.flag("bias", bias) and aggregation != "sum"
         self._make_parameters({"device": device, "dtype": dtype})
-        self.native = native_convolution(self)
+        self.native, self.unpadded = native_convolution(self), samples_map(self)
         self.reset_parameters()
 
     def _make_parameters(self, factory: dict[str, Any]) -> None:
@@ -189,21 +190,23 @@ class _ConvNN(NeighborLayer):
         return y.squeeze(0) if unbatched else y
 
     def _aggregate(self, x: Tensor, neighbors: Neighbors | None) -> Tensor:
-        padded, place = self._padded(x)
-        value, lattice = self._values(padded), place["query_index"]
-        groups = 1 if self.weight is None else self.slot_groups
-        if neighbors is None:
-            options = {**place, **self._search_options(), **self._weighting_options(), "impl": self.impl}
-            query, key = self._compared(padded, lattice)
-            out = knn_aggregate(query, key, value, self.weight, self.bias, k=self.k, groups=groups, **options)
-        else:
-            options = {"weight": self.weight, "bias": self.bias, "groups": groups}
-            out = self._gather(value, neighbors, math.prod(lattice.shape), **options)
+        unpadded = sample(self, x) if neighbors is None else None
+        out, lattice = self._aggregate_padded(x, neighbors) if unpadded is None else unpadded
         if self.pointwise is not None:
             out = self.pointwise(out)
         memory_format = geometry.memory_format_of(x)
         y = geometry.pixel_shuffle(geometry.to_map(out, lattice.shape, memory_format), self.shuffle)
         return y.contiguous(memory_format=memory_format)
+
+    def _aggregate_padded(self, x: Tensor, neighbors: Neighbors | None) -> tuple[Tensor, Lattice]:
+        """Aggregate tokens of the padded map: ``(B, N, C_out)``, and where the queries stand on it."""
+        padded, place = self._padded(x)
+        value, lattice = self._values(padded), place["query_index"]
+        slots = {"weight": self.weight, "bias": self.bias, "groups": 1 if self.weight is None else self.slot_groups}
+        if neighbors is not None:
+            return self._gather(value, neighbors, math.prod(lattice.shape), **slots), lattice
+        options = {**place, **self._search_options(), **self._weighting_options(), **slots, "impl": self.impl}
+        return knn_aggregate(*self._compared(padded, lattice), value, k=self.k, **options), lattice
 
     def neighbors(self, x: Tensor) -> Neighbors:
         """Find the neighbours that ``forward`` would aggregate in x ``(B, C_in, *grid)``.
@@ -253,10 +256,7 @@ class _ConvNN(NeighborLayer):
         """Return value ``(B, M, C)``."""
         tokens = geometry.to_tokens(padded)
         value: Tensor = tokens if self.value_projection is None else self.value_projection(tokens)
-        if not self.value_coordinates:
-            return value
-        places = geometry.coordinates(tuple(padded.shape[2:]), dtype=value.dtype, device=value.device)
-        return torch.cat([value, places.expand(value.shape[0], -1, -1)], dim=-1)
+        return geometry.with_coordinates(value, tuple(padded.shape[2:])) if self.value_coordinates else value
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Accept a convolution's weight ``(C_out, C_in/groups, *kernel)`` where the slots are that very kernel's."""

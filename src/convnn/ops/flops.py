@@ -6,7 +6,7 @@ Sums of rows without weights have no products and count 0, as additions do every
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,9 +38,16 @@ def _columns(x: Shape, y: Shape, *_: Any, **__: Any) -> int:
     return 2 * math.prod(x) * y[1]
 
 
-def _own_and_picked(value: Shape, matrix: Shape, bias: Any, keys: Any, lattice: Sequence[int], **_: Any) -> int:
-    axes = len(lattice) // 4
-    return 2 * value[0] * math.prod(lattice[axes : 2 * axes]) * math.prod(matrix)
+def _sampled_mix(value: Shape, weight: Shape, bias: Any, keys: Shape, places: Shape, *_: Any, **__: Any) -> int:
+    out, channels, k = weight
+    return 2 * places[0] * (places[1] + keys[0] * (k - 1)) * out * channels
+
+
+def _sampled_mix_backward(
+    grad: Shape, value: Shape, weight: Shape, keys: Shape, places: Shape, *rest: Any, **_: Any
+) -> int:
+    forward = _sampled_mix(value, weight, None, keys, places)
+    return 2 * forward if rest[-1] else forward
 
 
 def _slot_mix(value: Shape, weight: Shape, index: Shape, rho: Shape | None, *_: Any, **__: Any) -> int:
@@ -57,7 +64,7 @@ def _slot_mix_backward(
 
 def formulas() -> dict[Any, Callable[..., int]]:
     """Return the formula of every operator, as ``FlopCounterMode(custom_mapping=...)`` takes them."""
-    from . import bags, nearest, own, product, slots  # noqa: F401  # defines the operators
+    from . import bags, nearest, product, sampled, slots  # noqa: F401  # defines the operators
 
     ops = torch.ops.convnn
     return {
@@ -66,9 +73,10 @@ def formulas() -> dict[Any, Callable[..., int]]:
         ops.bag_scatter: _weighted_rows,
         ops.columns: _columns,
         ops.linear: _linear,
-        ops.own_and_picked: _own_and_picked,
         ops.pair_product: _pairs,
         ops.pair_distance: _pairs,
+        ops.sampled_mix: _sampled_mix,
+        ops.sampled_mix_backward: _sampled_mix_backward,
         ops.slot_mix: _slot_mix,
         ops.slot_mix_backward: _slot_mix_backward,
     }

@@ -26,15 +26,29 @@ def pack(scores: Tensor, names: Tensor) -> Tensor:
     >>> names(pack(torch.tensor([[-1.0], [2.0]]), torch.tensor([[5], [7]])).sort(dim=0).values).flatten()
     tensor([5, 7])
     """
-    bits = scores.contiguous().view(torch.int32)
-    # Floats order as their bits do, but for the sign: of negative ones, more is less. Turned, all order as integers.
-    turned = (bits >> 31).bitwise_and_(torch.iinfo(torch.int32).max).bitwise_xor_(bits)
-    return turned.long().bitwise_left_shift_(_NAME_BITS).bitwise_or_(names)
+    return _turned(scores.contiguous().view(torch.int32)).long().bitwise_left_shift_(_NAME_BITS).bitwise_or_(names)
 
 
 def names(packed: Tensor) -> Tensor:
     """Return the names in packed numbers."""
     return packed & _NAME
+
+
+def scores(packed: Tensor) -> Tensor:
+    """Return the scores in packed numbers.
+
+    >>> scores(pack(torch.tensor([[-1.5], [2.0]]), torch.tensor([[5], [7]]))).flatten()
+    tensor([-1.5000,  2.0000])
+    """
+    return _turned((packed >> _NAME_BITS).to(torch.int32)).view(torch.float32)
+
+
+def _turned(bits: Tensor) -> Tensor:
+    """Turn the bits of floats into integers of the same order, and back.
+
+    Floats order as their bits do, but for the sign: of negative ones, more is less.
+    """
+    return (bits >> 31).bitwise_and_(torch.iinfo(torch.int32).max).bitwise_xor_(bits)
 
 
 def best(packed: Tensor, *, in_order: bool = True) -> Tensor:

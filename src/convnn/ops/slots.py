@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .bags import bag_scatter, bag_sum, invert, pair_product, samples, scatter_rows
+from .bags import bag_scatter, bag_sum, invert, pair_product, samples, scatter_rows, slot_rows
 from .product import columns, linear
 from .vmap import register_loop
 
@@ -24,12 +24,6 @@ def _chunk(value: Tensor, weight: Tensor) -> int:
     """How many samples to take at a time."""
     sample = value.shape[1] * weight.shape[0] * weight.shape[2] * value.element_size()
     return max(1, _CHUNK_BYTES // max(sample, 1))
-
-
-def _slot_rows(index: Tensor) -> Tensor:
-    """Number the projected rows: value j in slot m is row ``j * k + m``."""
-    k = index.shape[2]
-    return index * k + torch.arange(k, device=index.device)
 
 
 def project(value: Tensor, weight: Tensor, groups: int) -> Tensor:
@@ -82,7 +76,7 @@ def slot_mix(value: Tensor, weight: Tensor, index: Tensor, rho: Tensor | None, g
     for start in range(0, value.shape[0], step):
         part = slice(start, start + step)
         projected = project(value[part], weight, groups)
-        out[part] = bag_sum(projected, _slot_rows(index[part]), None if rho is None else rho[part])
+        out[part] = bag_sum(projected, slot_rows(index[part]), None if rho is None else rho[part])
     return out
 
 
@@ -96,17 +90,17 @@ def slot_mix_backward(
     step, rows = _chunk(value, weight), value.shape[1]
     if index.numel() == 0:
         return of_value.zero_(), of_weight, of_rho
-    every_row, targets = _slot_rows(index), rows * weight.shape[2]
+    every_row, targets = slot_rows(index), rows * weight.shape[2]
     inverse = invert(every_row, targets)
     for start in range(0, value.shape[0], step):
         part = slice(start, min(start + step, value.shape[0]))
-        slot_rows, weights = every_row[part], None if rho is None else rho[part]
+        weights = None if rho is None else rho[part]
         theirs = samples(inverse, part, choices=index[0].numel(), rows=targets)
         sums = scatter_rows(grad[part], theirs, weights, targets)
         of_value[part] = _of_value(sums, weight, groups, rows)
         of_weight += _of_weight(sums, value[part], weight, groups)
         if rho is not None:
-            of_rho[part] = pair_product(grad[part], project(value[part], weight, groups), slot_rows)
+            of_rho[part] = pair_product(grad[part], project(value[part], weight, groups), every_row[part])
     return of_value, of_weight, of_rho
 
 
@@ -154,12 +148,12 @@ def _double_backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]
 def _backward_of(
     grad: Tensor, value: Tensor, weight: Tensor, index: Tensor, rho: Tensor | None, groups: int
 ) -> tuple[Tensor, ...]:
-    rows, slot_rows = value.shape[1], _slot_rows(index)
-    sums = bag_scatter(grad, slot_rows, rho, rows * weight.shape[2])
+    rows, places = value.shape[1], slot_rows(index)
+    sums = bag_scatter(grad, places, rho, rows * weight.shape[2])
     gradients = (_of_value(sums, weight, groups, rows), _of_weight(sums, value, weight, groups))
     if rho is None:
         return gradients
-    return (*gradients, pair_product(grad, project(value, weight, groups), slot_rows))
+    return (*gradients, pair_product(grad, project(value, weight, groups), places))
 
 
 slot_mix.register_autograd(_backward, setup_context=_save)

@@ -28,8 +28,8 @@ def top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     while scores.device.type == "cpu" and levels[-1].shape[1] > few:
         groups = levels[-1].shape[1] // _GROUP
         levels.append(levels[-1][:, : groups * _GROUP].unflatten(1, (_GROUP, groups)).amax(1))
-    # A maximum of numbers with a nan is nan; a network would lose others for it.
-    by_network = by_network and not bool(levels[-1].isnan().any())
+    # A maximum of numbers with a nan is nan, and a network has no place for it in its order.
+    by_network = by_network and not bool(levels[-1].amax().isnan())
     values, place = _by_network(levels, k) if by_network else _by_topk(levels, k)
     return values.unflatten(0, scores.shape[:2]), place.unflatten(0, scores.shape[:2])
 
@@ -40,7 +40,7 @@ def _suits_network(rows: Tensor, k: int) -> bool:
 
 
 def _by_network(levels: list[Tensor], k: int) -> tuple[Tensor, Tensor]:
-    rows, last = levels[0], levels.pop()
+    last = levels.pop()
     groups = last.shape[1]
     found = network.best(network.pack(last.t(), _column(groups)), in_order=not levels)
     while levels:
@@ -51,8 +51,7 @@ def _by_network(levels: list[Tensor], k: int) -> tuple[Tensor, Tensor]:
         values = level.gather(1, members.t())
         found = network.best(network.pack(values.t(), members), in_order=not levels)
         groups = level.shape[1]
-    place = network.names(found[:k]).t()
-    return rows.gather(1, place), place
+    return network.scores(found[:k]).t(), network.names(found[:k]).t()
 
 
 def _by_topk(levels: list[Tensor], k: int) -> tuple[Tensor, Tensor]:

@@ -38,6 +38,12 @@ def coordinates(grid: tuple[int, ...], *, dtype: torch.dtype, device: torch.devi
     return torch.stack([axis.flatten() for axis in reversed(mesh)], dim=-1)
 
 
+def with_coordinates(tokens: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """Append their coordinates to the tokens ``(B, M, C)`` of a grid: ``(B, M, C + dims)``."""
+    places = coordinates(grid, dtype=tokens.dtype, device=tokens.device)
+    return torch.cat([tokens, places.expand(tokens.shape[0], -1, -1)], dim=-1)
+
+
 def pad_map(x: Tensor, padding: tuple[int, ...], mode: str = "zeros") -> Tensor:
     """Pad the last ``len(padding)`` axes of ``(B, C, *grid)`` on both sides, as nn.Conv's ``padding_mode`` does."""
     if not any(padding):
@@ -48,6 +54,22 @@ def pad_map(x: Tensor, padding: tuple[int, ...], mode: str = "zeros") -> Tensor:
             raise invalid("padding", expected, f"{size} tokens along an axis", "enlarge the map or lower the padding")
     amounts = [amount for size in reversed(padding) for amount in (size, size)]
     return F.pad(x, amounts, mode="constant" if mode == "zeros" else mode)
+
+
+def without_padding(index: Tensor, padded: tuple[int, ...], padding: tuple[int, ...]) -> Tensor:
+    """Turn positions on a padded grid into those on the grid itself; -1 for what stands in the padding.
+
+    >>> without_padding(torch.tensor([0, 5, 10]), (4, 4), (1, 1)).tolist()
+    [-1, 0, 3]
+    """
+    if not any(padding):
+        return index
+    place, inside, flat = unravel(index, padded), torch.ones_like(index, dtype=torch.bool), torch.zeros_like(index)
+    for axis, (size, amount) in enumerate(zip(padded, padding, strict=True)):
+        at = place[:, axis] - amount
+        inside &= (at >= 0) & (at < size - 2 * amount)
+        flat = flat * (size - 2 * amount) + at
+    return flat.masked_fill(~inside, -1)
 
 
 def token_major(x: Tensor) -> Tensor:
