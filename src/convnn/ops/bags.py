@@ -65,6 +65,11 @@ def add_bags(total: Tensor, table: Tensor, rows: Tensor, k: int) -> None:
 @torch.library.custom_op("convnn::bag_sum", mutates_args=())
 def bag_sum(table: Tensor, index: Tensor, weight: Tensor | None) -> Tensor:
     """Sum k rows per query: ``(B, M, C)``, ``(B, N, k)``, weights ``(B, N, k)`` or ones, to ``(B, N, C)``."""
+    return sum_bags(table, index, weight)
+
+
+def sum_bags(table: Tensor, index: Tensor, weight: Tensor | None) -> Tensor:
+    """Run ``bag_sum`` inside another operator."""
     batch, count, channels = table.shape
     queries, k = index.shape[1:]
     if index.numel() == 0:
@@ -72,6 +77,22 @@ def bag_sum(table: Tensor, index: Tensor, weight: Tensor | None) -> Tensor:
     weight = None if weight is None else weight.flatten()
     summed = _equal_bags(table.reshape(-1, channels), flat_rows(index, count), k, weight)
     return summed.reshape(batch, queries, channels)
+
+
+def channel_sums(table: Tensor, scale: Tensor, index: Tensor, weight: Tensor | None) -> Tensor:
+    """Sum k rows per query as ``bag_sum`` does, the channels of the m-th scaled by ``scale[m]``, ``(k, C)``."""
+    (batch, queries, k), channels = index.shape, table.shape[2]
+    rows, flat = flat_rows(index, table.shape[1]).view(-1, k).t().contiguous(), table.reshape(-1, channels)
+    weight = None if weight is None else weight.reshape(-1, k, 1)
+    out = table.new_empty(batch * queries, channels)
+    step = max(1, _TILE_BYTES // max(channels * table.element_size(), 1))
+    for start in range(0, out.shape[0], step):
+        some = slice(start, start + step)
+        total = out[some].zero_()
+        for m in range(k):
+            gathered = flat.index_select(0, rows[m, some])
+            total.addcmul_(gathered if weight is None else gathered.mul_(weight[some, m]), scale[m])
+    return out.view(batch, queries, channels)
 
 
 @torch.library.custom_op("convnn::bag_scatter", mutates_args=())

@@ -7,32 +7,44 @@ give the gradients of values and matrices.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .bags import bag_scatter, bag_sum, invert, pair_product, samples, scatter_rows, slot_rows
-from .product import columns, linear
+from .bags import bag_scatter, channel_sums, invert, pair_product, samples, scatter_rows, slot_rows, sum_bags
+from .product import columns, linear, product
 from .vmap import register_loop
 
-# Projected values held at a time.
-_CHUNK_BYTES = 1 << 23
+# Projected values held at a time: what stays in the cache, and is not asked of the system anew at every call.
+_CHUNK_BYTES = 1 << 22
+# But so many that the matrices, which every product reads whole, are read for at least this many times their size.
+_MATRICES_WORTH = 4
 
 
 def _chunk(value: Tensor, weight: Tensor) -> int:
     """How many samples to take at a time."""
     sample = value.shape[1] * weight.shape[0] * weight.shape[2] * value.element_size()
-    return max(1, _CHUNK_BYTES // max(sample, 1))
+    matrices = weight.numel() * weight.element_size() if weight.shape[1] > 1 else 0
+    return max(1, max(_CHUNK_BYTES, _MATRICES_WORTH * matrices) // max(sample, 1))
 
 
-def project(value: Tensor, weight: Tensor, groups: int) -> Tensor:
-    """Apply every slot's matrix to every value: ``(b, M, C_in)`` to ``(b, M * k, C_out)``."""
+def _is_plain(x: Tensor) -> bool:
+    """Whether sums may be added up term by term: on a CPU, and in no half precision, which would round every time."""
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+
+
+def project(value: Tensor, weight: Tensor, groups: int, multiply: Callable[..., Tensor] = linear) -> Tensor:
+    """Apply every slot's matrix to every value: ``(b, M, C_in)`` to ``(b, M * k, C_out)``.
+
+    ``multiply`` is ``linear``, or ``product`` inside operators, where nothing is differentiated.
+    """
     batch, rows, channels = value.shape
     out, _, k = weight.shape
     if groups == 1:
         matrix = weight.permute(2, 0, 1).reshape(k * out, channels)
-        return linear(value.reshape(-1, channels), matrix).view(batch, rows * k, out)
+        return multiply(value.reshape(-1, channels), matrix).view(batch, rows * k, out)
     if weight.shape[1] == 1 and out == channels:
         return (value.unsqueeze(2) * weight.squeeze(1).t().contiguous()).reshape(batch, rows * k, out)
     grouped, slots = value.unflatten(2, (groups, -1)), weight.unflatten(0, (groups, -1))
@@ -71,12 +83,14 @@ def slot_mix(value: Tensor, weight: Tensor, index: Tensor, rho: Tensor | None, g
     Values ``(B, M, C_in)``, weight ``(C_out, C_in/groups, k)``, index and weights rho ``(B, N, k)`` (or None for ones),
     to ``(B, N, C_out)``.
     """
+    if index.numel() and groups == weight.shape[0] == value.shape[2] and _is_plain(value):
+        return channel_sums(value, weight.squeeze(1).t().contiguous(), index, rho)
     out = value.new_empty(value.shape[0], index.shape[1], weight.shape[0])
     step = _chunk(value, weight)
     for start in range(0, value.shape[0], step):
         part = slice(start, start + step)
-        projected = project(value[part], weight, groups)
-        out[part] = bag_sum(projected, slot_rows(index[part]), None if rho is None else rho[part])
+        projected = project(value[part], weight, groups, product)
+        out[part] = sum_bags(projected, slot_rows(index[part]), None if rho is None else rho[part])
     return out
 
 
