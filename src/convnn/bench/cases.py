@@ -110,14 +110,19 @@ def _training() -> dict[str, Case]:
         return {}
     from ..models import create_model
 
-    def step(name: str) -> Maker:
+    def step(name: str, memory_format: torch.memory_format) -> Maker:
         def make(_: bool) -> Step:
-            return training_step(create_model(name, num_classes=1000).train(), torch.randn(8, 3, 224, 224), 1000)
+            model = create_model(name, num_classes=1000).train().to(memory_format=memory_format)
+            images = torch.randn(8, 3, 224, 224).contiguous(memory_format=memory_format)
+            return training_step(model, images, 1000)
 
         return make
 
-    case = Case(step("resnet50_hybrid_random32"), step("resnet50"), "timm's resnet50", both=False)
-    return {"ResNet-50 hybrid random 32, training step/8x3x224": case}
+    found = {}
+    for at, layout in (("8x3x224", torch.contiguous_format), ("8x3x224, channels-last", torch.channels_last)):
+        ours, theirs = step("resnet50_hybrid_random32", layout), step("resnet50", layout)
+        found[f"ResNet-50 hybrid random 32, training step/{at}"] = Case(ours, theirs, "timm's resnet50", both=False)
+    return found
 
 
 def convnn_layer(shape: tuple[int, int, int], **options: Any) -> Maker:

@@ -71,8 +71,24 @@ def tune_allocator() -> None:
     os.environ["GLIBC_TUNABLES"] = TUNED_ALLOCATOR
 
 
+_LARGE_BLOCK = 31 << 20
+"""Bytes: glibc learns from the release of blocks of up to 32 MiB."""
+
+
+def settle_allocator() -> None:
+    """Bring the process into the state of one that has trained for a while, in which steps repeat alike.
+
+    Until a large block has been freed once, glibc gives freed memory back to the system, and takes it anew page by page
+    at the next step; then it keeps up to twice that block's size. In a fresh process it is chance which of the two a
+    layer meets: a convolution has two speeds there, for no other cause.
+    """
+    block = torch.empty(_LARGE_BLOCK, dtype=torch.uint8)
+    del block
+
+
 def _time(name: str, seconds: float) -> dict[str, tuple[float, float]]:
     torch.manual_seed(0)
+    settle_allocator()
     case = cases()[name]
     return {way: in_turn(case.ours(WAYS[way]), case.theirs(WAYS[way]), seconds) for way in _ways(case)}
 

@@ -1,0 +1,160 @@
+"""Layers whose queries share few candidates: the padding is counted, never written, and changes nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from convnn import ConvNN1d, ConvNN2d, ConvNN3d, ConvNNError, Grid, HybridConvNN2d, Random
+from convnn.stages import geometry
+
+POSITIONS = torch.tensor([0, 3, 9, 20, 21, 30, 31, 32, 40])
+CANDIDATES = {"random": Random(12), "grid": Grid(4), "positions": POSITIONS}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "no padding": {},
+    "padding": {"padding": 1},
+    "one axis padded": {"padding": (0, 2)},
+    "stride": {"padding": 1, "stride": (2, 3)},
+    "margin": {"padding": 1, "query_margin": 2},
+    "euclidean": {"padding": 1, "similarity": "sqeuclidean"},
+    "dot": {"padding": 1, "similarity": "dot"},
+    "patches": {"padding": 1, "unshuffle": 2, "shuffle": 2},
+    "no bias": {"padding": 2, "bias": False},
+    "self alone": {"k": 1, "padding": 1},
+}
+
+
+def pair(kind: type[nn.Module], candidates: object, **options: Any) -> tuple[nn.Module, nn.Module]:
+    """A layer by itself, and the same one by the plain implementation on a padded copy."""
+    options = {"k": 5, **options}
+    layer = kind(6, 10, candidates=candidates, **options).double().eval()
+    plain = kind(6, 10, candidates=candidates, impl="dense", **options).double().eval()
+    plain.load_state_dict(layer.state_dict())
+    return layer, plain
+
+
+def outcome(layer: nn.Module, x: Tensor) -> list[Tensor]:
+    """The output, and the gradients of input and parameters."""
+    x = x.clone().requires_grad_()
+    y = layer(x)
+    torch.manual_seed(3)
+    upstream = torch.randn(y.shape, dtype=y.dtype)
+    return [y, *torch.autograd.grad(y, [x, *layer.parameters()], upstream)]
+
+
+def unpadded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the padding of a map fail."""
+
+    def refuse(*_: Any, **__: Any) -> Tensor:
+        raise AssertionError("the map was padded")
+
+    monkeypatch.setattr(geometry, "pad_map", refuse)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("name", CANDIDATES)
+def test_it_computes_what_a_padded_copy_gives(name: str, option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, plain = pair(ConvNN2d, CANDIDATES[name], **OPTIONS[option])
+    x = torch.randn(2, 6, 10, 14, dtype=torch.float64)
+    expected = outcome(plain, x)
+    unpadded(monkeypatch)
+    for ours, theirs in zip(outcome(layer, x), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(("kind", "grid"), [(ConvNN1d, (30,)), (ConvNN3d, (4, 5, 6))])
+def test_lines_and_volumes(kind: type[nn.Module], grid: tuple[int, ...]) -> None:
+    layer, plain = pair(kind, Random(12), padding=1)
+    x = torch.randn(2, 6, *grid, dtype=torch.float64)
+    for ours, theirs in zip(outcome(layer, x), outcome(plain, x), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_it_keeps_the_layout(memory_format: torch.memory_format) -> None:
+    layer, plain = pair(ConvNN2d, Random(12), padding=1)
+    x = torch.randn(2, 6, 8, 9, dtype=torch.float64).contiguous(memory_format=memory_format)
+    assert layer(x).is_contiguous(memory_format=memory_format)
+    torch.testing.assert_close(layer(x), plain(x), rtol=1e-12, atol=1e-12)
+
+
+def test_the_draws_of_training_are_those_of_a_padded_copy() -> None:
+    layer, plain = pair(ConvNN2d, Random(12), padding=1)
+    x = torch.randn(2, 6, 8, 9, dtype=torch.float64)
+    torch.manual_seed(5)
+    first = [layer.train()(x) for _ in range(2)]
+    torch.manual_seed(5)
+    second = [plain.train()(x) for _ in range(2)]
+    torch.testing.assert_close(first, second, rtol=1e-12, atol=1e-12)
+    assert not torch.equal(*first)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"candidates": Random(12), "padding": 1, "padding_mode": "reflect"},
+        {"candidates": Random(12), "padding": 2, "query_margin": 1},  # some queries stand in the padding
+        {"candidates": Random(12), "padding": 1, "weighting": "softmax"},
+        {"candidates": Random(12), "padding": 1, "value_coordinates": True},
+        {"candidates": Random(12), "padding": 1, "projection": True},
+        {"candidates": Random(12), "padding": 1, "groups": 2},
+        {"candidates": Random(12), "padding": 1, "aggregation": "depthwise_separable"},
+        {"candidates": Random(111), "padding": 1},  # more than the 110 tokens there are: all
+        {"candidates": Grid(11), "padding": 1},
+        {"candidates": "all", "padding": 1},
+    ],
+    ids=lambda options: ", ".join(f"{k}={v}" for k, v in options.items() if k != "candidates"),
+)
+def test_what_reads_more_of_the_padding_has_it(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, plain = pair(ConvNN2d, **options)
+    x = torch.randn(2, 6, 8, 9, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), plain(x), rtol=1e-10, atol=1e-10)
+    unpadded(monkeypatch)
+    with pytest.raises(AssertionError, match="the map was padded"):
+        layer(x)
+
+
+def test_an_implementation_that_is_asked_for_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(1, 6, 8, 9)
+    layer = ConvNN2d(6, 10, 5, candidates=Random(12), padding=1)
+    unpadded(monkeypatch)
+    layer(x)
+    layer.impl = "tiled"
+    with pytest.raises(AssertionError, match="the map was padded"):
+        layer(x)
+
+
+def test_too_few_candidates_are_refused_as_ever() -> None:
+    layer = ConvNN2d(6, 10, 9, candidates=Random(7), padding=1)
+    with pytest.raises(ConvNNError, match=r"^k: expected at most 8 \(7 candidates, and itself in slot 0\), got 9;"):
+        layer(torch.randn(1, 6, 8, 9))
+
+
+def test_the_first_layer_of_a_network_asks_for_no_gradient_of_the_image() -> None:
+    layer, plain = pair(ConvNN2d, Random(12), padding=1)
+    x = torch.randn(2, 6, 8, 9, dtype=torch.float64)
+    layer(x).square().sum().backward()
+    plain(x).square().sum().backward()
+    for ours, theirs in zip(layer.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-10, atol=1e-10)
+
+
+def test_half_precision_and_autocast() -> None:
+    x = torch.randn(2, 6, 8, 9)
+    layer = ConvNN2d(6, 10, 5, candidates=Random(12), padding=1).eval()
+    exact = layer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = layer(x)
+    assert mixed.dtype == torch.bfloat16
+    torch.testing.assert_close(mixed.float(), exact, rtol=2e-2, atol=2e-2)
+    rounded = x.bfloat16()
+    torch.testing.assert_close(layer.bfloat16()(rounded).float(), layer.float()(rounded.float()), rtol=2e-2, atol=2e-2)
+
+
+def test_a_hybrid_leaves_its_map_unpadded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    hybrid = HybridConvNN2d(6, 10, candidates=Random(12))
+    unpadded(monkeypatch)
+    assert hybrid(torch.randn(2, 6, 8, 9)).shape == (2, 10, 8, 9)
