@@ -55,8 +55,9 @@ def _equal_bags(table: Tensor, rows: Tensor, k: int, weight: Tensor | None) -> T
 
 def add_bags(total: Tensor, table: Tensor, rows: Tensor, k: int) -> None:
     """Add to each row of ``total`` ``(n, C)`` the sum of its k rows of ``table``; ``rows`` ``(n * k,)``."""
-    # Some at a time: the sums stay in the cache until they are added.
-    step = max(1, _TILE_BYTES // max(total[:1].numel() * total.element_size(), 1))
+    # Some at a time: on a CPU the sums stay in the cache until they are added.
+    row = max(total.shape[1] * total.element_size(), 1)
+    step = max(1, _TILE_BYTES // row if total.device.type == "cpu" else total.shape[0])
     for start in range(0, total.shape[0], step):
         part = total[start : start + step]
         part += _equal_bags(table, rows[start * k : (start + part.shape[0]) * k], k, None)
