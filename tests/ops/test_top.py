@@ -15,9 +15,8 @@ from convnn.ops.top import top
 
 def best_of(scores: Tensor, k: int) -> None:
     """Compare with a sort: equal scores may come in any order, but no key may come twice."""
-    values, place = top(scores, k)
+    place = top(scores, k)
     expected = scores.sort(dim=2, descending=True).values[..., :k]
-    torch.testing.assert_close(values, expected, rtol=0, atol=0, equal_nan=True)
     torch.testing.assert_close(scores.gather(2, place), expected, rtol=0, atol=0, equal_nan=True)
     assert all(len(set(row)) == k for row in place.flatten(0, 1).tolist())
 
@@ -76,7 +75,7 @@ def test_a_network_does_not_care_whether_subnormal_numbers_are_flushed() -> None
     scores = torch.zeros(1, 300, 40)
     supported = torch.set_flush_denormal(True)
     try:
-        _, place = top(scores, 8)
+        place = top(scores, 8)
     finally:
         torch.set_flush_denormal(False)
     assert supported

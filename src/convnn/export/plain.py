@@ -76,7 +76,7 @@ def sampled_mix(
         return mixed
     matrices = weight[..., 1:].permute(2, 0, 1).reshape((k - 1) * out, channels)
     projected = F.linear(sampled.pick(value, keys).flatten(0, 1), matrices)
-    return mixed + bag_sum(projected.view(value.shape[0], -1, out), bags.slot_rows(places), None)
+    return mixed + bag_sum(projected.view(value.shape[0], -1, out), _slot_rows(places), None)
 
 
 def slot_mix(value: Tensor, weight: Tensor, index: Tensor, rho: Tensor | None, groups: int) -> Tensor:
@@ -90,6 +90,12 @@ def slot_mix(value: Tensor, weight: Tensor, index: Tensor, rho: Tensor | None, g
     if width == 1 and out == groups:
         return (taken * weight.squeeze(1).t()).sum(2)
     return aggregate.mix_slots(taken, weight, groups)
+
+
+def _slot_rows(places: Tensor) -> Tensor:
+    """Number the projected rows of ``(B, N, k)``: value j in slot m is row ``j * k + m``."""
+    k = places.shape[2]
+    return places * k + torch.arange(k, device=places.device)
 
 
 def pair_product(query: Tensor, table: Tensor, index: Tensor) -> Tensor:

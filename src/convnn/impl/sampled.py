@@ -66,8 +66,9 @@ def mix(problem: Search, aggregation: Gather, places: Tensor, neighbors: Neighbo
     mixed = _own_slot(_own_values(problem, value), first.squeeze(2), groups)
     mixed = mixed if rho is None else mixed * rho[..., :1]
     if problem.k > 1:
-        projected = project(value.index_select(1, candidate_keys(problem)), others, groups)
-        mixed = mixed + bag_sum(projected, slot_rows(places), None if rho is None else rho[..., 1:])
+        keys = candidate_keys(problem)
+        projected, rows = project(value.index_select(1, keys), others, groups), slot_rows(places, keys.shape[0])
+        mixed = mixed + bag_sum(projected, rows, None if rho is None else rho[..., 1:])
     return mixed if bias is None else mixed + bias.to(dtype)
 
 

@@ -28,16 +28,21 @@ _SORTED_BY_DIGITS, _FEW = 1 << 15, 1 << 12
 
 def flat_rows(index: Tensor, rows: int) -> Tensor:
     """Number the rows of the whole batch: ``(B, N, k)`` into ``B * rows`` rows, flattened; int32 where it is enough."""
-    count = index.shape[0] * rows
-    dtype = torch.int32 if count <= torch.iinfo(torch.int32).max else torch.int64
+    dtype = _short(index.shape[0] * rows)
     first = torch.arange(index.shape[0], dtype=dtype, device=index.device).mul_(rows)
     return (index.to(dtype) + first.view(-1, 1, 1)).flatten()
 
 
-def slot_rows(index: Tensor) -> Tensor:
-    """Number the projected rows of ``(B, N, k)``: value j in slot m is row ``j * k + m``."""
+def slot_rows(index: Tensor, rows: int) -> Tensor:
+    """Number the projected rows of ``(B, N, k)`` into ``rows`` values: value j in slot m is row ``j * k + m``."""
     k = index.shape[2]
+    index = index.to(_short(rows * k))
     return index * k + torch.arange(k, dtype=index.dtype, device=index.device)
+
+
+def _short(count: int) -> torch.dtype:
+    """Return the shorter type of index that can number so many rows."""
+    return torch.int32 if count <= torch.iinfo(torch.int32).max else torch.int64
 
 
 def _bags(table: Tensor, rows: Tensor, starts: Tensor, weight: Tensor | None) -> Tensor:

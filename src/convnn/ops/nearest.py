@@ -17,6 +17,8 @@ _TILE_ELEMENTS_ON_DEVICE = 1 << 26
 _MOST_KEYS = 1 << 13
 # Up to this many keys, several samples share a tile.
 _NARROW = 256
+# Below this many multiply-adds a sample, one call for all of them is faster than the faster product for each.
+_SMALL_PRODUCT = 1 << 22
 
 
 @torch.library.custom_op("convnn::nearest", mutates_args=())
@@ -60,7 +62,7 @@ def nearest(
                 None if masked is None else masked[some].unsqueeze(1),
                 None if own is None else own[rows],
             )
-            index[some, rows] = tile.best_stable(k, width) if stable else tile.best(k, width)[1]
+            index[some, rows] = tile.best_stable(k, width) if stable else tile.best_index(k, width)
     return index
 
 
@@ -72,6 +74,13 @@ def _(
 
 
 register_loop(nearest)
+
+
+def _by_keys(key: Tensor, query: Tensor) -> Tensor:
+    """Multiply ``(b, m, C)`` and ``(b, n, C)`` to ``(b, n, m)``, in memory ``(m, b, n)``."""
+    if key[0].numel() * query.shape[1] < _SMALL_PRODUCT:
+        return torch.bmm(key, query.transpose(1, 2)).transpose(0, 1).contiguous().permute(1, 2, 0)
+    return torch.stack([product(*pair) for pair in zip(key, query, strict=True)], dim=1).permute(1, 2, 0)
 
 
 class _Tile(NamedTuple):
@@ -86,32 +95,38 @@ class _Tile(NamedTuple):
 
     def best(self, k: int, width: int) -> tuple[Tensor, Tensor]:
         """Return scores and indices ``(b, n, k)`` of the best keys, taking ``width`` keys at a time and merging."""
-        values, index = self._best_of(slice(0, width), k)
+        scores, index = self._best_of(slice(0, width), k)
+        values = scores.gather(2, index)
         for start in range(width, self.key.shape[1], width):
-            more, at = self._best_of(slice(start, start + width), k)
-            values, place = top(torch.cat([values, more], 2), k)
-            index = torch.cat([index, at], 2).gather(2, place)
+            scores, at = self._best_of(slice(start, start + width), k)
+            values = torch.cat([values, scores.gather(2, at)], 2)
+            place = top(values, k)
+            values, index = values.gather(2, place), torch.cat([index, at + start], 2).gather(2, place)
         return values, index
 
+    def best_index(self, k: int, width: int) -> Tensor:
+        """Return the indices alone."""
+        return self._best_of(slice(0, width), k)[1] if width >= self.key.shape[1] else self.best(k, width)[1]
+
     def _best_of(self, keys: slice, k: int) -> tuple[Tensor, Tensor]:
+        """Return the scores ``(b, n, m)`` of some keys and the places ``(b, n, k)`` of the best among them."""
         scores = self._scores(keys)
         excluding = self.masked is not None or self.own is not None
         if excluding:
             self._exclude(scores, keys)
-        values, place = top(scores, min(k, scores.shape[2]))
-        if excluding and bool(values[..., -1].isneginf().any()):
+        place = top(scores, min(k, scores.shape[2]))
+        if excluding and bool(scores.gather(2, place[..., -1:]).isneginf().any()):
             # A real score of -inf must still beat an excluded key: raise the real ones, exclude again, search again.
             scores = self._scores(keys).clamp_(min=torch.finfo(scores.dtype).min)
             self._exclude(scores, keys)
-            values, place = top(scores, min(k, scores.shape[2]))
-        return values, place + keys.start
+            place = top(scores, min(k, scores.shape[2]))
+        return scores, place
 
     def _scores(self, keys: slice) -> Tensor:
         if self.key.shape[0] == 1:
             scores = product(self.query[0], self.key[0, keys]).unsqueeze(0)
         else:  # laid out by keys: what is compared next are the scores of many queries with one key
-            columns = [product(key, query) for query, key in zip(self.query, self.key[:, keys], strict=True)]
-            scores = torch.stack(columns, dim=1).permute(1, 2, 0)
+            scores = _by_keys(self.key[:, keys], self.query)
         if self.bias is not None:
             scores.add_(self.bias[..., keys])
         return scores if self.far is None else scores.masked_fill_(self.far[..., keys], -torch.inf)

@@ -34,20 +34,8 @@ def names(packed: Tensor) -> Tensor:
     return packed & _NAME
 
 
-def scores(packed: Tensor) -> Tensor:
-    """Return the scores in packed numbers.
-
-    >>> scores(pack(torch.tensor([[-1.5], [2.0]]), torch.tensor([[5], [7]]))).flatten()
-    tensor([-1.5000,  2.0000])
-    """
-    return _turned((packed >> _NAME_BITS).to(torch.int32)).view(torch.float32)
-
-
 def _turned(bits: Tensor) -> Tensor:
-    """Turn the bits of floats into integers of the same order, and back.
-
-    Floats order as their bits do, but for the sign: of negative ones, more is less.
-    """
+    """Turn the bits of floats into integers of the same order: of negative floats, whose bits are more is less."""
     return (bits >> 31).bitwise_and_(torch.iinfo(torch.int32).max).bitwise_xor_(bits)
 
 
@@ -79,10 +67,10 @@ def best(packed: Tensor, *, in_order: bool = True) -> Tensor:
 
 def _sort(lists: Tensor) -> None:
     """Sort lists of eight ``(8, lists, n)``, descending, by Batcher's odd-even merges (Knuth, vol. 3, 5.3.4)."""
-    _exchange(lists[0::2], lists[1::2])
+    _exchange(*_pairs(lists, 1))
     _exchange(*_pairs(lists, 2))
     _exchange(lists[1::4], lists[2::4])
-    _exchange(lists[:4], lists[4:])
+    _exchange(*_pairs(lists, 4))
     _exchange(lists[2:4], lists[4:6])
     _exchange(lists[1:6:2], lists[2:7:2])
 
@@ -94,7 +82,7 @@ def _pairs(lists: Tensor, distance: int) -> tuple[Tensor, Tensor]:
 
 
 def _exchange(upper: Tensor, lower: Tensor) -> None:
-    """Put the larger of each pair into ``upper`` and the smaller into ``lower``."""
+    """Put the larger of each pair into ``upper`` and the smaller into ``lower``; in place, to stay in the cache."""
     larger = torch.maximum(upper, lower)
     torch.minimum(upper, lower, out=lower)
     upper.copy_(larger)

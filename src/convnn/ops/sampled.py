@@ -75,7 +75,7 @@ def sampled_mix(
     if places.numel():
         table = product(pick(value, keys).flatten(0, 1), others).view(-1, weight.shape[0])
         slots = places.shape[2]
-        add_bags(mixed, table, flat_rows(slot_rows(places), keys.shape[0] * slots), slots)
+        add_bags(mixed, table, flat_rows(slot_rows(places, keys.shape[0]), keys.shape[0] * slots), slots)
     return mixed.view(value.shape[0], -1, weight.shape[0])
 
 
@@ -101,7 +101,7 @@ def sampled_mix_backward(
         in_weight[..., 1:] = 0
     else:
         targets = count * slots
-        sums = scatter_rows(grad, invert(slot_rows(places), targets), None, targets).view(-1, slots * out)
+        sums = scatter_rows(grad, invert(slot_rows(places, count), targets), None, targets).view(-1, slots * out)
         by_slot = column_product(sums, pick(value, keys).flatten(0, 1))
         in_weight[..., 1:] = by_slot.view(slots, out, channels).permute(1, 2, 0)
         if of_value:
@@ -174,7 +174,7 @@ def _double_backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]
 def in_steps(value: Tensor, weight: Tensor, keys: Tensor, places: Tensor, lattice: Sequence[int]) -> Tensor:
     """Return ``sampled_mix`` without bias, one operator a step: differentiable to any order."""
     own = linear(_own(value, lattice), weight[..., 0]).view(*places.shape[:2], -1)
-    others: Tensor = bag_sum(project(pick(value, keys), weight[..., 1:], 1), slot_rows(places), None)
+    others: Tensor = bag_sum(project(pick(value, keys), weight[..., 1:], 1), slot_rows(places, keys.shape[0]), None)
     return own + others
 
 

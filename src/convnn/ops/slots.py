@@ -90,7 +90,7 @@ def slot_mix(value: Tensor, weight: Tensor, index: Tensor, rho: Tensor | None, g
     for start in range(0, value.shape[0], step):
         part = slice(start, start + step)
         projected = project(value[part], weight, groups, product)
-        out[part] = sum_bags(projected, slot_rows(index[part]), None if rho is None else rho[part])
+        out[part] = sum_bags(projected, slot_rows(index[part], value.shape[1]), None if rho is None else rho[part])
     return out
 
 
@@ -104,7 +104,7 @@ def slot_mix_backward(
     step, rows = _chunk(value, weight), value.shape[1]
     if index.numel() == 0:
         return of_value.zero_(), of_weight, of_rho
-    every_row, targets = slot_rows(index), rows * weight.shape[2]
+    every_row, targets = slot_rows(index, rows), rows * weight.shape[2]
     inverse = invert(every_row, targets)
     for start in range(0, value.shape[0], step):
         part = slice(start, min(start + step, value.shape[0]))
@@ -162,7 +162,7 @@ def _double_backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]
 def _backward_of(
     grad: Tensor, value: Tensor, weight: Tensor, index: Tensor, rho: Tensor | None, groups: int
 ) -> tuple[Tensor, ...]:
-    rows, places = value.shape[1], slot_rows(index)
+    rows, places = value.shape[1], slot_rows(index, value.shape[1])
     sums = bag_scatter(grad, places, rho, rows * weight.shape[2])
     gradients = (_of_value(sums, weight, groups, rows), _of_weight(sums, value, weight, groups))
     if rho is None:

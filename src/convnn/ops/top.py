@@ -15,8 +15,8 @@ _FEW = 8
 _MANY_QUERIES = 256
 
 
-def top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return the k largest of ``(b, n, m)`` and their places, ``(b, n, k)``, descending; nan counts as the largest.
+def top(scores: Tensor, k: int) -> Tensor:
+    """Return the places ``(b, n, k)`` of the k largest of ``(b, n, m)``, descending; nan counts as the largest.
 
     On a CPU the time of ``topk`` grows with the width. So maxima of groups are taken, and maxima of those, until few
     are left: the k best columns lie in the k groups with the largest maxima. A group holds the columns ``g, g + n, g +
@@ -30,8 +30,8 @@ def top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         levels.append(levels[-1][:, : groups * _GROUP].unflatten(1, (_GROUP, groups)).amax(1))
     # A maximum of numbers with a nan is nan, and a network has no place for it in its order.
     by_network = by_network and not bool(levels[-1].amax().isnan())
-    values, place = _by_network(levels, k) if by_network else _by_topk(levels, k)
-    return values.unflatten(0, scores.shape[:2]), place.unflatten(0, scores.shape[:2])
+    place: Tensor = (_by_network if by_network else _by_topk)(levels, k).unflatten(0, scores.shape[:2])
+    return place
 
 
 def _suits_network(rows: Tensor, k: int) -> bool:
@@ -39,7 +39,7 @@ def _suits_network(rows: Tensor, k: int) -> bool:
     return on_cpu and k <= network.WIDTH <= rows.shape[1] and rows.shape[0] >= _MANY_QUERIES
 
 
-def _by_network(levels: list[Tensor], k: int) -> tuple[Tensor, Tensor]:
+def _by_network(levels: list[Tensor], k: int) -> Tensor:
     last = levels.pop()
     groups = last.shape[1]
     found = network.best(network.pack(last.t(), _column(groups)), in_order=not levels)
@@ -51,18 +51,17 @@ def _by_network(levels: list[Tensor], k: int) -> tuple[Tensor, Tensor]:
         values = level.gather(1, members.t())
         found = network.best(network.pack(values.t(), members), in_order=not levels)
         groups = level.shape[1]
-    return network.scores(found[:k]).t(), network.names(found[:k]).t()
+    return network.names(found[:k]).t()
 
 
-def _by_topk(levels: list[Tensor], k: int) -> tuple[Tensor, Tensor]:
+def _by_topk(levels: list[Tensor], k: int) -> Tensor:
     groups = levels[-1].shape[1]
-    values, place = levels.pop().topk(k, dim=1, sorted=not levels)
+    place = levels.pop().topk(k, dim=1, sorted=not levels).indices
     while levels:
         place = _members(place.t(), groups, levels[-1].shape[1]).t()
         groups = levels[-1].shape[1]
-        values, best = levels.pop().gather(1, place).topk(k, dim=1, sorted=not levels)
-        place = place.gather(1, best)
-    return values, place
+        place = place.gather(1, levels.pop().gather(1, place).topk(k, dim=1, sorted=not levels).indices)
+    return place
 
 
 def _column(count: int) -> Tensor:
