@@ -1,13 +1,14 @@
 """Where does the time of a case go? `python benchmarks/bench_profile.py CASE`, with --json FILE.
 
 CASE is a case of `convnn bench`, e.g. "random 32 vs conv/16x64x32" or "ResNet-50 hybrid random 32, training
-step/8x3x224". Ours and the other are run in turn under torch.profiler, forward and backward. For each side: every
-operator's own milliseconds a step, the most expensive first, and the sum; what stands between operators (Python, and
-the system handing out memory) is in the names that are no `aten::`. The profiler costs time itself.
+step/8x3x224". First ours, then the other runs under torch.profiler, forward and backward. For each side: every
+operator's own milliseconds a step, the most expensive first, and their sum. The time of `convnn::` operators is that of
+the Python in them. The profiler costs time itself, most where operators are small and many.
 """
 
 import argparse
 import json
+import shlex
 import sys
 from collections import Counter
 from pathlib import Path
@@ -47,7 +48,7 @@ def main() -> None:
     case = known[arguments.case]
     torch.manual_seed(0)
     settle_allocator()
-    record = {"command": f"python benchmarks/{Path(__file__).name} {' '.join(map(repr, sys.argv[1:]))}", **machine()}
+    record = {"command": f"python benchmarks/{Path(__file__).name} {shlex.join(sys.argv[1:])}", **machine()}
     for side in ("ours", "theirs"):
         step = getattr(case, side)(case.both)
         for _ in range(3):
