@@ -46,6 +46,16 @@ def test_the_best_are_the_best(rows: int, width: int, k: int, nan: bool) -> None
     best_of(scores.double(), k)
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])  # processors make either: inf - inf has the sign bit set on some
+@pytest.mark.parametrize("column", [0, 1, 100, 1020, 1021, 1022, 1023, 1024, 1026, 1027])
+def test_a_nan_counts_as_the_largest_wherever_it_stands(column: int, sign: float) -> None:
+    """The last columns of 1,028 are in no group of 4 groups of 4 groups."""
+    scores = torch.randn(1, top_module._MANY_QUERIES, 1028)[..., : column + 1 if column > 1020 else None].clone()
+    scores[0, 5, column] = torch.copysign(torch.tensor(torch.nan), torch.tensor(sign))
+    assert top(scores, 8)[0, 5, 0] == column
+    best_of(scores, 8)
+
+
 @pytest.mark.parametrize("width", [8, 9, 15, 25, 32])
 def test_few_candidates_in_either_layout(width: int) -> None:
     scores = awkward(300, width)

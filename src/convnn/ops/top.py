@@ -28,8 +28,7 @@ def top(scores: Tensor, k: int) -> Tensor:
     while scores.device.type == "cpu" and levels[-1].shape[1] > few:
         groups = levels[-1].shape[1] // _GROUP
         levels.append(levels[-1][:, : groups * _GROUP].unflatten(1, (_GROUP, groups)).amax(1))
-    # A maximum of numbers with a nan is nan, and a network has no place for it in its order.
-    by_network = by_network and not bool(levels[-1].amax().isnan())
+    by_network = by_network and not _has_nan(levels)
     place: Tensor = (_by_network if by_network else _by_topk)(levels, k).unflatten(0, scores.shape[:2])
     return place
 
@@ -37,6 +36,12 @@ def top(scores: Tensor, k: int) -> Tensor:
 def _suits_network(rows: Tensor, k: int) -> bool:
     on_cpu = rows.device.type == "cpu" and rows.dtype == torch.float32
     return on_cpu and k <= network.WIDTH <= rows.shape[1] and rows.shape[0] >= _MANY_QUERIES
+
+
+def _has_nan(levels: list[Tensor]) -> bool:
+    """Whether there is a nan, for which a network has no place in its order: the maximum of its group is nan too."""
+    in_no_group = [level[:, level.shape[1] // _GROUP * _GROUP :] for level in levels[:-1]]
+    return any(bool(part.amax().isnan()) for part in (levels[-1], *in_no_group) if part.numel())
 
 
 def _by_network(levels: list[Tensor], k: int) -> Tensor:
