@@ -142,6 +142,14 @@ def test_the_first_layer_of_a_network_asks_for_no_gradient_of_the_image() -> Non
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("option", ["padding", "stride", "self alone"])
+def test_an_empty_batch(option: str) -> None:
+    layer, plain = pair(ConvNN2d, Random(12), **OPTIONS[option])
+    x = torch.randn(0, 6, 8, 9, dtype=torch.float64)
+    for ours, theirs in zip(outcome(layer, x), outcome(plain, x), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_half_precision_and_autocast() -> None:
     x = torch.randn(2, 6, 8, 9)
     layer = ConvNN2d(6, 10, 5, candidates=Random(12), padding=1).eval()

@@ -76,7 +76,7 @@ def sampled_mix(
         table = product(pick(value, keys).flatten(0, 1), others).view(-1, weight.shape[0])
         slots = places.shape[2]
         add_bags(mixed, table, flat_rows(slot_rows(places, keys.shape[0]), keys.shape[0] * slots), slots)
-    return mixed.view(value.shape[0], -1, weight.shape[0])
+    return mixed.view(places.shape[0], places.shape[1], weight.shape[0])
 
 
 @torch.library.custom_op("convnn::sampled_mix_backward", mutates_args=())
