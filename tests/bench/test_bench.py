@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -33,6 +35,12 @@ def test_every_shape_that_the_issue_of_speed_is_about_has_its_cases() -> None:
         for question in ("all vs plain", "all vs floor", "random 32 vs conv", "grid 5 vs plain", "recovered conv"):
             assert f"{question}/{shape}" in names
     assert "random 32 vs conv/1x64x256" in names
+
+
+def test_no_process_waits_for_what_its_case_does_not_need() -> None:
+    """Every measurement is a process of its own, which lists the cases first."""
+    code = "import sys; from convnn.bench.cases import cases; cases(); print('timm' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "False\n"
 
 
 @pytest.mark.parametrize("depthwise", [True, False])

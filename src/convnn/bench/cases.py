@@ -108,10 +108,11 @@ def _search_of(shape: tuple[int, int, int], search: Callable[[Tensor], object]) 
 def _training() -> dict[str, Case]:
     if find_spec("timm") is None:
         return {}
-    from ..models import create_model
 
     def step(name: str, memory_format: torch.memory_format) -> Maker:
         def make(_: bool) -> Step:
+            from ..models import create_model  # imports timm, which every process of every case would wait for
+
             model = create_model(name, num_classes=1000).train().to(memory_format=memory_format)
             images = torch.randn(8, 3, 224, 224).contiguous(memory_format=memory_format)
             return training_step(model, images, 1000)
