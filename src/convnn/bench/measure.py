@@ -76,11 +76,11 @@ _LARGE_BLOCK = 31 << 20
 
 
 def settle_allocator() -> None:
-    """Bring the process into the state of one that has trained for a while, in which steps repeat alike.
+    """Bring the process into the state of one that has freed a large block, as one that handles images soon has.
 
-    Until a large block has been freed once, glibc gives freed memory back to the system, and takes it anew page by page
-    at the next step; then it keeps up to twice that block's size. In a fresh process it is chance which of the two a
-    layer meets: a convolution has two speeds there, for no other cause.
+    Until then glibc gives freed memory back to the system, and takes it anew page by page at the next step; from then
+    on it keeps up to twice that block's size. In a fresh process it is chance which of the two a layer meets, and a
+    convolution has two speeds.
     """
     block = torch.empty(_LARGE_BLOCK, dtype=torch.uint8)
     del block

@@ -19,11 +19,9 @@ from .vmap import register_loop
 
 # Rows gathered at a time: small enough to stay in the cache, and never above the size that the allocator maps anew.
 _TILE_BYTES = 1 << 20
-
-
 # Torch sorts this many short integers or more by their digits, and fewer by comparing them, which takes up to 5 times
 # longer; below the second number comparing is as fast.
-_SORTED_BY_DIGITS, _FEW = 1 << 15, 1 << 12
+_SORTED_BY_DIGITS, _SORTED_AT_ONCE = 1 << 15, 1 << 12
 
 
 def flat_rows(index: Tensor, rows: int) -> Tensor:
@@ -128,7 +126,7 @@ def invert(index: Tensor, rows: int) -> Inverse:
     count, choices = index.shape[0] * rows, flat.shape[0]
     # The fewer digits, the faster they are sorted.
     keys = flat.to(torch.int16) if count <= torch.iinfo(torch.int16).max else flat
-    if flat.device.type == "cpu" and _FEW < choices < _SORTED_BY_DIGITS:
+    if flat.device.type == "cpu" and _SORTED_AT_ONCE < choices < _SORTED_BY_DIGITS:
         keys = F.pad(keys, (0, _SORTED_BY_DIGITS - choices), value=count)
     order = keys.sort(stable=True).indices[:choices]
     return Inverse(order, torch.bincount(flat, minlength=count).cumsum(0), index.shape[2])

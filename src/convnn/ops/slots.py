@@ -30,7 +30,7 @@ def _chunk(value: Tensor, weight: Tensor) -> int:
     return max(1, max(_CHUNK_BYTES, _MATRICES_WORTH * matrices) // max(sample, 1))
 
 
-def _is_plain(x: Tensor) -> bool:
+def _adds_term_by_term(x: Tensor) -> bool:
     """Whether sums may be added up term by term: on a CPU, and in no half precision, which would round every time."""
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
 
@@ -83,7 +83,7 @@ def slot_mix(value: Tensor, weight: Tensor, index: Tensor, rho: Tensor | None, g
     Values ``(B, M, C_in)``, weight ``(C_out, C_in/groups, k)``, index and weights rho ``(B, N, k)`` (or None for ones),
     to ``(B, N, C_out)``.
     """
-    if index.numel() and groups == weight.shape[0] == value.shape[2] and _is_plain(value):
+    if index.numel() and groups == weight.shape[0] == value.shape[2] and _adds_term_by_term(value):
         return channel_sums(value, weight.squeeze(1).t().contiguous(), index, rho)
     out = value.new_empty(value.shape[0], index.shape[1], weight.shape[0])
     step = _chunk(value, weight)
