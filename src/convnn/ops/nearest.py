@@ -83,6 +83,12 @@ def _by_keys(key: Tensor, query: Tensor) -> Tensor:
     return torch.stack([product(*pair) for pair in zip(key, query, strict=True)], dim=1).permute(1, 2, 0)
 
 
+def _at(scores: Tensor, place: Tensor) -> Tensor:
+    """Return the scores ``(b, n, m)`` at places ``(b, n, 1)``."""
+    # Along the first axis: torch gathers a few along the last one by one, slowly.
+    return scores.permute(2, 0, 1).gather(0, place.permute(2, 0, 1))
+
+
 class _Tile(NamedTuple):
     """Queries ``(b, n, C)`` against all keys ``(b, M, C)`` of their samples; the rest ``(b, 1, M)``, own ``(n,)``."""
 
@@ -115,7 +121,7 @@ class _Tile(NamedTuple):
         if excluding:
             self._exclude(scores, keys)
         place = top(scores, min(k, scores.shape[2]))
-        if excluding and bool(scores.gather(2, place[..., -1:]).isneginf().any()):
+        if excluding and bool(_at(scores, place[..., -1:]).isneginf().any()):
             # A real score of -inf must still beat an excluded key: raise the real ones, exclude again, search again.
             scores = self._scores(keys).clamp_(min=torch.finfo(scores.dtype).min)
             self._exclude(scores, keys)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from .vmap import register_loop
 
 # From this many multiply-adds on, oneDNN's set-up costs less than it saves.
 _WORTH_ONEDNN = 1 << 18
+# As how many images a product of columns is written: their rows are what threads part between them.
+_IMAGES = 8
 
 
 def _onednn() -> Any:
@@ -62,7 +65,8 @@ def column_product(x: Tensor, y: Tensor) -> Tensor:
     few_columns = min(x.shape[1], y.shape[1]) <= x.shape[0]
     if few_columns and torch.get_num_threads() > 1 and _goes_to_onednn(x.t(), y.t()):
         # The gradient of a 1x1 convolution's weight: oneDNN reads both as they lie, where a product transposes one.
-        image, gradient = (t.contiguous().view(1, x.shape[0], 1, -1).permute(0, 3, 1, 2) for t in (y, x))
+        images = math.gcd(x.shape[0], _IMAGES)
+        image, gradient = (t.contiguous().view(images, -1, 1, t.shape[1]).permute(0, 3, 1, 2) for t in (y, x))
         out: Tensor = conv2d_weight(image, (x.shape[1], y.shape[1], 1, 1), gradient)
         return out[:, :, 0, 0]
     return product(x.t(), y.t())
