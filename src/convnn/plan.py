@@ -5,6 +5,7 @@ The implementations differ in how they find the largest scores; this is the rest
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -199,9 +200,9 @@ def _spatial_table(problem: Search, own: Tensor, positions: Tensor) -> tuple[Ten
     return candidates.clipped_window(offsets, positions, grid)
 
 
-def rho_of(problem: Gather, s: Tensor) -> Tensor | None:
+def rho_of(problem: Gather, s: Tensor, softmax: Callable[[Tensor], Tensor] = aggregate.softmax) -> Tensor | None:
     """Return what weights the neighbours of similarity ``(B, N, k)``, with dropout; None for ones."""
-    rho = aggregate.neighbor_weights(s, problem.weighting, problem.temperature)
+    rho = aggregate.neighbor_weights(s, problem.weighting, problem.temperature, softmax)
     if not problem.dropout_p:
         return rho
     return F.dropout(torch.ones_like(s) if rho is None else rho, problem.dropout_p)

@@ -1,4 +1,4 @@
-"""The k best of every row: by groups, by topk and by a sorting network, against a sort."""
+"""The k best of every row: by maxima, by topk and by a sorting network, against a sort."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from torch import Tensor
 from convnn.ops import network
 from convnn.ops import top as top_module
 from convnn.ops.top import top
+
+MANY = top_module._MANY_QUERIES
 
 
 def best_of(scores: Tensor, k: int) -> None:
@@ -33,9 +35,9 @@ def awkward(rows: int, width: int) -> Tensor:
     return scores
 
 
-@pytest.mark.parametrize("k", [1, 4, 8, 9, 40])
-@pytest.mark.parametrize("width", [40, 73, 128, 333, 1025])
-@pytest.mark.parametrize("rows", [6, top_module._MANY_QUERIES])  # by topk, by the network where it serves
+@pytest.mark.parametrize("k", [1, 4, 8, 9, 16, 40])
+@pytest.mark.parametrize("width", [40, 64, 73, 333, 2500])  # by a network, by maxima, by a heap, by maxima and heaps
+@pytest.mark.parametrize("rows", [6, MANY])
 @pytest.mark.parametrize("nan", [False, True])
 def test_the_best_are_the_best(rows: int, width: int, k: int, nan: bool) -> None:
     scores = awkward(rows, width)
@@ -47,30 +49,52 @@ def test_the_best_are_the_best(rows: int, width: int, k: int, nan: bool) -> None
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])  # processors make either: inf - inf has the sign bit set on some
-@pytest.mark.parametrize("column", [0, 1, 100, 1020, 1021, 1022, 1023, 1024, 1026, 1027])
-def test_a_nan_counts_as_the_largest_wherever_it_stands(column: int, sign: float) -> None:
-    """The last columns of 1,028 are in no group of 4 groups of 4 groups."""
-    scores = torch.randn(1, top_module._MANY_QUERIES, 1028)[..., : column + 1 if column > 1020 else None].clone()
+@pytest.mark.parametrize(("width", "column"), [(40, 0), (40, 39), (203, 0), (203, 199), (203, 200), (203, 202)])
+def test_a_nan_counts_as_the_largest_wherever_it_stands(width: int, column: int, sign: float) -> None:
+    """The last columns of 203 are in no group of 4."""
+    scores = torch.randn(1, MANY, width)
     scores[0, 5, column] = torch.copysign(torch.tensor(torch.nan), torch.tensor(sign))
     assert top(scores, 8)[0, 5, 0] == column
     best_of(scores, 8)
 
 
-@pytest.mark.parametrize("width", [8, 9, 15, 25, 32])
-def test_few_candidates_in_either_layout(width: int) -> None:
-    scores = awkward(300, width)
-    best_of(scores, 8)
-    best_of(scores.permute(2, 0, 1).contiguous().permute(1, 2, 0), 8)
+@pytest.mark.parametrize("k", [8, 9])
+@pytest.mark.parametrize("width", [9, 15, 16, 17, 25, 32])
+def test_few_candidates_in_either_layout(width: int, k: int) -> None:
+    scores = awkward(MANY, width)
+    best_of(scores, k)
+    best_of(scores.permute(2, 0, 1).contiguous().permute(1, 2, 0), k)
 
 
-def test_the_network_sorts_whatever_is_put_in() -> None:
+def test_each_search_goes_by_the_road_that_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the tests above could all go by one of them."""
+    widths = []
+    best = network.best
+    monkeypatch.setattr(network, "best", lambda packed, width: (widths.append(width), best(packed, width))[1])
+    for k in (8, 9, 17):
+        top(torch.randn(1, MANY, 64), k)
+    top(torch.randn(1, MANY - 1, 64), 8)
+    top(torch.randn(1, MANY, 65), 8)
+    assert widths == [8, 16]
+    assert [top_module._saves_time(width, 8) for width in (64, 128, 511, 512, 2047, 2048)] == [
+        False, True, True, False, False, True,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("width", network.WIDTHS)
+def test_the_network_sorts_whatever_is_put_in(width: int) -> None:
     """The 0-1 principle: a network that sorts every sequence of zeros and ones sorts every sequence."""
     columns = torch.tensor(list(itertools.product([0, 1], repeat=16))).t()
     names = torch.arange(16).unsqueeze(1)
     packed = (columns << 8) | names  # distinct, so that a lost or doubled number shows
-    expected = packed.sort(dim=0, descending=True).values[:8]
-    assert torch.equal(network.best(packed.clone()), expected)
-    assert torch.equal(network.best(packed.clone(), in_order=False).sort(dim=0, descending=True).values, expected)
+    expected = packed.sort(dim=0, descending=True).values[:width]
+    assert torch.equal(network.best(packed.clone(), width), expected)
+
+
+def test_merging_keeps_the_best_of_many_lists() -> None:
+    """3 lists of 16, of which 2 are merged first."""
+    packed = torch.stack([torch.randperm(45) for _ in range(200)]).t().contiguous()
+    assert torch.equal(network.best(packed.clone(), 16), packed.sort(dim=0, descending=True).values[:16])
 
 
 def test_packed_scores_order_as_scores_do() -> None:
@@ -82,7 +106,7 @@ def test_packed_scores_order_as_scores_do() -> None:
 
 def test_a_network_does_not_care_whether_subnormal_numbers_are_flushed() -> None:
     """Scores of zero, as of a padded token, have the name's bits alone: they must not be taken for a zero."""
-    scores = torch.zeros(1, 300, 40)
+    scores = torch.zeros(1, MANY, 40)
     supported = torch.set_flush_denormal(True)
     try:
         place = top(scores, 8)

@@ -14,6 +14,7 @@ from .. import plan
 from ..ops.bags import bag_sum, slot_rows
 from ..ops.sampled import pick, queries_of, sampled_mix
 from ..ops.slots import project
+from ..ops.softmax import short_softmax
 from ..precision import autocast_dtype
 from ..stages import geometry
 from ..types import Gather, Grid, Lattice, Neighbors, Search
@@ -60,7 +61,7 @@ def mix(problem: Search, aggregation: Gather, places: Tensor, neighbors: Neighbo
         raise ValueError(cannot_sample(problem, aggregation))
     dtype = autocast_dtype(aggregation.value)
     value, weight = aggregation.value.to(dtype), weight.to(dtype)
-    rho = None if neighbors is None else plan.rho_of(aggregation, neighbors.similarity)
+    rho = None if neighbors is None else plan.rho_of(aggregation, neighbors.similarity, short_softmax)
     rho = None if rho is None else rho.to(dtype)
     first, others = weight.split([1, problem.k - 1], dim=2)
     mixed = _own_slot(_own_values(problem, value), first.squeeze(2), groups)

@@ -12,6 +12,7 @@ from .. import plan
 from ..ops.bags import bag_sum, pair_distance, pair_product
 from ..ops.nearest import nearest
 from ..ops.slots import slot_mix
+from ..ops.softmax import short_softmax
 from ..precision import autocast_dtype, search_dtype, without_autocast
 from ..stages import select, similarity
 from ..types import Gather, Neighbors, Search
@@ -97,7 +98,7 @@ def _of_pairs(embedded: similarity.Embedded, index: Tensor, metric: str) -> Tens
 
 def gather(problem: Gather, neighbors: Neighbors) -> Tensor:
     """Aggregate the neighbours by weighted sums of rows."""
-    rho = plan.rho_of(problem, neighbors.similarity)
+    rho = plan.rho_of(problem, neighbors.similarity, short_softmax)
     if problem.weight is None:
         value = problem.value
         mixed: Tensor = bag_sum(value, neighbors.index, None if rho is None else rho.to(value.dtype))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .product import product
-from .top import top
+from .top import network_width, top
 from .vmap import register_loop
 
 # Scores held at a time: on a CPU, what two cores' caches hold; elsewhere enough to fill the device.
@@ -76,11 +76,26 @@ def _(
 register_loop(nearest)
 
 
-def _by_keys(key: Tensor, query: Tensor) -> Tensor:
-    """Multiply ``(b, m, C)`` and ``(b, n, C)`` to ``(b, n, m)``, in memory ``(m, b, n)``."""
-    if key[0].numel() * query.shape[1] < _SMALL_PRODUCT:
+def _products(x: Tensor, y: Tensor) -> Tensor:
+    """Multiply ``(b, n, C)`` and ``(b, m, C)`` to ``(b, n, m)``."""
+    if x.shape[0] == 1:
+        return product(x[0], y[0]).unsqueeze(0)
+    return torch.bmm(x, y.transpose(1, 2)) if _is_small(x, y) else torch.stack(_each(x, y))
+
+
+def _products_by_keys(query: Tensor, key: Tensor) -> Tensor:
+    """Multiply as ``_products``; in memory ``(m, b, n)``, the scores of all queries with one key together."""
+    if _is_small(query, key):
         return torch.bmm(key, query.transpose(1, 2)).transpose(0, 1).contiguous().permute(1, 2, 0)
-    return torch.stack([product(*pair) for pair in zip(key, query, strict=True)], dim=1).permute(1, 2, 0)
+    return torch.stack(_each(key, query), dim=1).permute(1, 2, 0)
+
+
+def _is_small(x: Tensor, y: Tensor) -> bool:
+    return x[0].numel() * y.shape[1] < _SMALL_PRODUCT
+
+
+def _each(x: Tensor, y: Tensor) -> list[Tensor]:
+    return [product(*pair) for pair in zip(x, y, strict=True)]
 
 
 def _at(scores: Tensor, place: Tensor) -> Tensor:
@@ -116,23 +131,22 @@ class _Tile(NamedTuple):
 
     def _best_of(self, keys: slice, k: int) -> tuple[Tensor, Tensor]:
         """Return the scores ``(b, n, m)`` of some keys and the places ``(b, n, k)`` of the best among them."""
-        scores = self._scores(keys)
+        scores = self._scores(keys, k)
         excluding = self.masked is not None or self.own is not None
         if excluding:
             self._exclude(scores, keys)
         place = top(scores, min(k, scores.shape[2]))
         if excluding and bool(_at(scores, place[..., -1:]).isneginf().any()):
             # A real score of -inf must still beat an excluded key: raise the real ones, exclude again, search again.
-            scores = self._scores(keys).clamp_(min=torch.finfo(scores.dtype).min)
+            scores = self._scores(keys, k).clamp_(min=torch.finfo(scores.dtype).min)
             self._exclude(scores, keys)
             place = top(scores, min(k, scores.shape[2]))
         return scores, place
 
-    def _scores(self, keys: slice) -> Tensor:
-        if self.key.shape[0] == 1:
-            scores = product(self.query[0], self.key[0, keys]).unsqueeze(0)
-        else:  # laid out by keys: what is compared next are the scores of many queries with one key
-            scores = _by_keys(self.key[:, keys], self.query)
+    def _scores(self, keys: slice, k: int) -> Tensor:
+        key = self.key[:, keys]
+        by_keys = network_width(key, self.query[..., 0].numel(), key.shape[1], k) is not None
+        scores = (_products_by_keys if by_keys else _products)(self.query, key)
         if self.bias is not None:
             scores.add_(self.bias[..., keys])
         return scores if self.far is None else scores.masked_fill_(self.far[..., keys], -torch.inf)

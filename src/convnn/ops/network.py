@@ -1,4 +1,4 @@
-"""The eight best of every column at once, by a sorting network.
+"""The 8 or 16 best of every column at once, by a sorting network.
 
 ``topk`` goes through one row after the other. A network makes the same few comparisons whatever the numbers are, so
 that each is a vector instruction for many columns. A score and the name of its key travel as one whole number, in whose
@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-WIDTH = 8
-"""How many a network keeps: the neighbours beside the query itself at k = 9."""
+WIDTHS = (8, 16)
+"""How many a network can keep: at k = 9 the neighbours beside the query itself, and all of them."""
 
 _BELOW_EVERY_SCORE = torch.iinfo(torch.int64).min
 _NAME_BITS = 32
@@ -39,46 +39,51 @@ def _turned(bits: Tensor) -> Tensor:
     return (bits >> 31).bitwise_and_(torch.iinfo(torch.int32).max).bitwise_xor_(bits)
 
 
-def best(packed: Tensor, *, in_order: bool = True) -> Tensor:
-    """Return the eight largest of every column ``(m, n)``, m at least 8, as ``(8, n)``; overwrites ``packed``.
+def best(packed: Tensor, width: int) -> Tensor:
+    """Return the ``width`` largest (8 or 16) of every column ``(m, n)``, m at least that: ``(width, n)``, descending.
 
-    Descending if ``in_order``, else in any order, which costs less.
+    Overwrites ``packed``.
 
-    >>> best(torch.arange(24).view(-1, 1)).flatten()
+    >>> best(torch.arange(24).view(-1, 1), 8).flatten()
     tensor([23, 22, 21, 20, 19, 18, 17, 16])
     """
     count, columns = packed.shape
-    if count % WIDTH:
-        filling = packed.new_full((WIDTH - count % WIDTH, columns), _BELOW_EVERY_SCORE)
+    if count % width:
+        filling = packed.new_full((width - count % width, columns), _BELOW_EVERY_SCORE)
         packed = torch.cat([packed, filling])
-    # Lists of eight: row i of all of them lies together, so that one step serves all lists of all columns.
-    lists = packed.view(WIDTH, -1, columns)
+    # Short lists: row i of all of them lies together, so that one step serves all lists of all columns.
+    lists = packed.view(width, -1, columns)
     _sort(lists)
     while (many := lists.shape[1]) > 1:
         half = many // 2
-        # The larger of the first and the last, of the second and the last but one, ...: the best eight of both lists.
+        # The larger of the first and the last, of the second and the last but one, ...: the best of both lists.
         kept = torch.maximum(lists[:, :half], lists[:, half : 2 * half].flip(0))
-        if many > 2 or in_order:
-            for distance in (4, 2, 1):
-                _exchange(*_pairs(kept, distance))
+        _merge(kept)
         lists = torch.cat([kept, lists[:, 2 * half :]], 1) if many % 2 else kept
-    return lists.view(WIDTH, columns)
+    return lists.view(width, columns)
 
 
 def _sort(lists: Tensor) -> None:
-    """Sort lists of eight ``(8, lists, n)``, descending, by Batcher's odd-even merges (Knuth, vol. 3, 5.3.4)."""
-    _exchange(*_pairs(lists, 1))
-    _exchange(*_pairs(lists, 2))
-    _exchange(lists[1::4], lists[2::4])
-    _exchange(*_pairs(lists, 4))
-    _exchange(lists[2:4], lists[4:6])
-    _exchange(lists[1:6:2], lists[2:7:2])
+    """Sort lists ``(width, lists, n)``, descending, by Batcher's merge exchange (Knuth, vol. 3, 5.2.2, algorithm M)."""
+    width = lists.shape[0]
+    step = width // 2
+    while step:
+        blocks = lists.unflatten(0, (-1, 2, step))
+        _exchange(blocks[:, 0], blocks[:, 1])
+        apart = width // (4 * step)
+        while apart:
+            _exchange(blocks[:-apart, 1], blocks[apart:, 0])
+            apart //= 2
+        step //= 2
 
 
-def _pairs(lists: Tensor, distance: int) -> tuple[Tensor, Tensor]:
-    """Return the places whose partners stand ``distance`` below, and the partners."""
-    upper, lower = lists.unflatten(0, (-1, 2, distance)).unbind(1)
-    return upper, lower
+def _merge(lists: Tensor) -> None:
+    """Sort lists that fall and then rise, or a rotation of that, descending: a bitonic merge."""
+    step = lists.shape[0] // 2
+    while step:
+        blocks = lists.unflatten(0, (-1, 2, step))
+        _exchange(blocks[:, 0], blocks[:, 1])
+        step //= 2
 
 
 def _exchange(upper: Tensor, lower: Tensor) -> None:

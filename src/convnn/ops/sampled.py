@@ -36,7 +36,7 @@ def queries_of(value: Tensor, lattice: Sequence[int]) -> Tensor:
 
 def pick(value: Tensor, keys: Tensor) -> Tensor:
     """Return the tokens ``(B, r, C)`` at positions ``(r,)``; at -1, outside the map, a token of zeros."""
-    return value.index_select(1, keys.clamp(min=0)).masked_fill_(_outside(keys), 0)
+    return value.index_select(1, keys.clamp(min=0)).masked_fill(_outside(keys), 0)
 
 
 def _outside(keys: Tensor) -> Tensor:

@@ -9,73 +9,68 @@ from . import network
 
 # Columns whose maxima stand for them, where the search goes from maxima to columns.
 _GROUP = 4
-# A level of at most this many maxima for each wanted key is searched as it is.
-_FEW = 8
-# From this many queries on, a network's steps cost less than what they save.
-_MANY_QUERIES = 256
+# Torch reads rows of at least this many columns for each wanted one with a heap, and shorter ones in a slower way.
+_BY_HEAP = 64
+# Maxima for each wanted one below which searching them as well costs more than it saves.
+_FEW = 4
+# Up to this many columns, and from this many queries on, a network is faster.
+_NARROW = 64
+_MANY_QUERIES = 512
+
+
+def network_width(scores: Tensor, queries: int, keys: int, k: int) -> int | None:
+    """Return how many of the keys the network keeps that suits such a search, of scores as these, or None.
+
+    It reads the scores of many queries with one key, which lie together best.
+    """
+    suits = scores.device.type == "cpu" and scores.dtype == torch.float32 and queries >= _MANY_QUERIES
+    return next((width for width in network.WIDTHS if suits and k <= width <= keys <= _NARROW), None)
 
 
 def top(scores: Tensor, k: int) -> Tensor:
-    """Return the places ``(b, n, k)`` of the k largest of ``(b, n, m)``, descending; nan counts as the largest.
+    """Return the places ``(b, n, k)`` of the k largest of ``(b, n, m)``, descending; nan counts as the largest."""
+    rows = scores.flatten(0, 1)
+    width = network_width(rows, rows.shape[0], rows.shape[1], k)
+    # A network has no place in its order for nan.
+    if width is not None and not bool(rows.amax().isnan()):
+        names = torch.arange(rows.shape[1]).unsqueeze(1)
+        place = network.names(network.best(network.pack(rows.t(), names), width)[:k]).t()
+    else:
+        place = _by_maxima(rows, k)
+    found: Tensor = place.unflatten(0, scores.shape[:2])
+    return found
 
-    On a CPU the time of ``topk`` grows with the width. So maxima of groups are taken, and maxima of those, until few
-    are left: the k best columns lie in the k groups with the largest maxima. A group holds the columns ``g, g + n, g +
-    2n, ...``, so that the maxima are running maxima of whole rows.
+
+def _by_maxima(rows: Tensor, k: int) -> Tensor:
+    """Search ``(n, m)`` with ``topk``, on a CPU maxima of groups first where that saves time.
+
+    The k best columns lie in the k groups with the largest maxima. A group holds the columns ``g, g + n, g + 2n, ...``,
+    so that the maxima are running maxima of whole rows.
     """
-    levels = [scores.flatten(0, 1)]
-    by_network = _suits_network(levels[0], k)
-    few = _FEW * (network.WIDTH if by_network else k)
-    while scores.device.type == "cpu" and levels[-1].shape[1] > few:
+    levels = [rows]
+    while rows.device.type == "cpu" and _saves_time(levels[-1].shape[1], k):
         groups = levels[-1].shape[1] // _GROUP
         levels.append(levels[-1][:, : groups * _GROUP].unflatten(1, (_GROUP, groups)).amax(1))
-    by_network = by_network and not _has_nan(levels)
-    place: Tensor = (_by_network if by_network else _by_topk)(levels, k).unflatten(0, scores.shape[:2])
-    return place
-
-
-def _suits_network(rows: Tensor, k: int) -> bool:
-    on_cpu = rows.device.type == "cpu" and rows.dtype == torch.float32
-    return on_cpu and k <= network.WIDTH <= rows.shape[1] and rows.shape[0] >= _MANY_QUERIES
-
-
-def _has_nan(levels: list[Tensor]) -> bool:
-    """Whether there is a nan, for which a network has no place in its order: the maximum of its group is nan too."""
-    in_no_group = [level[:, level.shape[1] // _GROUP * _GROUP :] for level in levels[:-1]]
-    return any(bool(part.amax().isnan()) for part in (levels[-1], *in_no_group) if part.numel())
-
-
-def _by_network(levels: list[Tensor], k: int) -> Tensor:
-    last = levels.pop()
-    groups = last.shape[1]
-    found = network.best(network.pack(last.t(), _column(groups)), in_order=not levels)
-    while levels:
-        level = levels.pop()
-        # Of all eight, also where k is less: until the last level they are in no order.
-        members = _members(network.names(found), groups, level.shape[1])
-        # Gathered where a query's scores lie together: they are in the cache.
-        values = level.gather(1, members.t())
-        found = network.best(network.pack(values.t(), members), in_order=not levels)
-        groups = level.shape[1]
-    return network.names(found[:k]).t()
-
-
-def _by_topk(levels: list[Tensor], k: int) -> Tensor:
     groups = levels[-1].shape[1]
     place = levels.pop().topk(k, dim=1, sorted=not levels).indices
     while levels:
-        place = _members(place.t(), groups, levels[-1].shape[1]).t()
-        groups = levels[-1].shape[1]
-        place = place.gather(1, levels.pop().gather(1, place).topk(k, dim=1, sorted=not levels).indices)
+        level = levels.pop()
+        place = _members(place, groups, level.shape[1])
+        place = place.gather(1, level.gather(1, place).topk(k, dim=1, sorted=not levels).indices)
+        groups = level.shape[1]
     return place
 
 
-def _column(count: int) -> Tensor:
-    return torch.arange(count).unsqueeze(1)
+def _saves_time(width: int, k: int) -> bool:
+    """Whether searching a quarter of the columns, the maxima, is so much faster than searching them all."""
+    if width >= _BY_HEAP * k:
+        return width >= _GROUP * _BY_HEAP * k
+    return width >= _GROUP * _FEW * k
 
 
 def _members(chosen: Tensor, groups: int, width: int) -> Tensor:
-    """Return the columns of the chosen groups ``(k, n)``, and those few at the end that are in no group."""
+    """Return the columns of the chosen groups ``(n, k)``, and those few at the end that are in no group."""
     first = torch.arange(0, groups * _GROUP, groups, device=chosen.device)
-    members = (chosen.unsqueeze(0) + first.view(-1, 1, 1)).flatten(0, 1)
+    members = (chosen.unsqueeze(1) + first.unsqueeze(1)).flatten(1)
     rest = torch.arange(groups * _GROUP, width, device=chosen.device)
-    return torch.cat([members, rest.unsqueeze(1).expand(-1, members.shape[1])]) if rest.numel() else members
+    return torch.cat([members, rest.expand(members.shape[0], -1)], 1) if rest.numel() else members
