@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from convnn import ConvNNError, cli
+from convnn import ConvNNError, HybridConvNN2d, cli
 from convnn.bench import cases, comparators, measure, run
 from convnn.bench.cases import Case
 from convnn.bench.settings import BenchSettings
@@ -23,7 +24,9 @@ def test_the_small_set_has_one_case_of_every_question_that_is_quick() -> None:
     names = list(cases.cases())
     assert len(names) == len(set(names))
     small = run.chosen(BenchSettings())
-    questions = {name.split("/")[0] for name in names} - {"ResNet-50 hybrid random 32, training step"}
+    resnet = "ResNet-50 hybrid random 32, "
+    slow = {resnet + "training step", resnet + "its branches", "k-NN attention vs full attention"}
+    questions = {name.split("/")[0] for name in names} - slow
     assert {name.split("/")[0] for name in small} == questions
     assert set(run.chosen(BenchSettings(full=True))) == set(names)
     assert run.chosen(BenchSettings(only="k-NN attention/24x1024")) == ["k-NN attention/24x1024x64"]
@@ -156,3 +159,11 @@ def test_one_case_for_real(tmp_path: Any, capsys: Any) -> None:
 def test_wrong_settings(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConvNNError, match=re.escape(message)):
         BenchSettings(**options).check()
+
+
+def test_free_branches_leave_everything_else_as_it_is() -> None:
+    layer = HybridConvNN2d(6, 8, 3, padding=1, branch_ratio=0.5)
+    x = torch.randn(2, 6, 5, 5)
+    conv, mix = layer.conv, layer.mix
+    comparators.free_branches(nn.Sequential(layer))
+    torch.testing.assert_close(layer(x), mix(torch.cat([x[:, :4], conv(x)], 1)))

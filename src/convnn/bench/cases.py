@@ -19,6 +19,8 @@ from .steps import Function, Maker, Step, features, step_of, training_step
 SHAPES = [(16, 64, 32), (16, 128, 16), (8, 64, 56), (8, 128, 28), (8, 256, 14), (8, 512, 7)]
 """Batch, channels, side."""
 LARGE = (1, 64, 256)
+LONG = (16384, 3)
+"""Tokens, heads."""
 SAMPLED: dict[str, Random | Grid] = {"random 32": Random(32), "grid 5": Grid(5)}
 SMALL = ("16x128x16", "24x197x64")
 """What the names of the small set end in: one shape of every question."""
@@ -83,6 +85,11 @@ def _attentions() -> dict[str, Case]:
         full = comparators.attention(lambda *heads: ours(*heads, k=None), queries)
         standard = comparators.standard_attention(queries)
         found[f"recovered attention/{at}"] = Case(full, standard, "F.scaled_dot_product_attention")
+    # So many tokens that nothing that holds their N x N scores can be compared.
+    long = comparators.attention(lambda *heads: ours(*heads, k=K), *LONG)
+    standard = comparators.standard_attention(*LONG)
+    at = f"{LONG[1]}x{LONG[0]}x64"
+    found[f"k-NN attention vs full attention/{at}"] = Case(long, standard, "F.scaled_dot_product_attention")
     return found
 
 
@@ -106,23 +113,29 @@ def _search_of(shape: tuple[int, int, int], search: Callable[[Tensor], object]) 
 
 
 def _training() -> dict[str, Case]:
+    """A whole training step of a network with hybrid layers, and how much of it their ConvNN branches take."""
     if find_spec("timm") is None:
         return {}
 
-    def step(name: str, memory_format: torch.memory_format) -> Maker:
+    def step(name: str, memory_format: torch.memory_format, *, free: bool = False) -> Maker:
         def make(_: bool) -> Step:
             from ..models import create_model  # imports timm, which every process of every case would wait for
 
             model = create_model(name, num_classes=1000).train().to(memory_format=memory_format)
+            if free:
+                comparators.free_branches(model)
             images = torch.randn(8, 3, 224, 224).contiguous(memory_format=memory_format)
             return training_step(model, images, 1000)
 
         return make
 
-    found = {}
+    found, hybrid = {}, "resnet50_hybrid_random32"
     for at, layout in (("8x3x224", torch.contiguous_format), ("8x3x224, channels-last", torch.channels_last)):
-        ours, theirs = step("resnet50_hybrid_random32", layout), step("resnet50", layout)
+        ours, theirs, free = step(hybrid, layout), step("resnet50", layout), step(hybrid, layout, free=True)
         found[f"ResNet-50 hybrid random 32, training step/{at}"] = Case(ours, theirs, "timm's resnet50", both=False)
+        found[f"ResNet-50 hybrid random 32, its branches/{at}"] = Case(
+            ours, free, "branches that do nothing", both=False
+        )
     return found
 
 

@@ -14,9 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..knn import knn_search
+from ..nn import HybridConvNN2d
 from .steps import Function, Maker, Step, features, step_of
 
 K = 9
+HEADS = 24
+"""8 samples with 3 heads each."""
 
 
 def convolution(shape: tuple[int, int, int]) -> Maker:
@@ -57,23 +60,42 @@ def masked_dense_attention(queries: int) -> Maker:
     return attention(attend, queries)
 
 
-def standard_attention(queries: int) -> Maker:
+def standard_attention(queries: int, heads: int = HEADS) -> Maker:
     """F.scaled_dot_product_attention, in the four axes that its fused kernels take."""
 
     def attend(x: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(x.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1)).squeeze(1)
 
-    return attention(attend, queries)
+    return attention(attend, queries, heads)
 
 
-def attention(attend: Callable[..., Tensor], queries: int) -> Maker:
-    """Attention of 8 samples with 3 heads of width 64, by some function of query, key and value."""
+def attention(attend: Callable[..., Tensor], queries: int, heads: int = HEADS) -> Maker:
+    """Attention with so many heads of width 64 in all, by some function of query, key and value."""
 
     def make(grad: bool) -> Step:
-        query, key, value = torch.randn(3, 24, queries, 64)
+        query, key, value = torch.randn(3, heads, queries, 64)
         return step_of(Function(attend, key, value), query, grad)
 
     return make
+
+
+class _FirstChannels(nn.Module):
+    """Stands where a ConvNN branch stood: the first of its input's channels, as many as it had to give."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, x: Tensor, neighbors: object = None) -> Tensor:
+        """Return a view of the channels."""
+        return x[:, : self.channels]
+
+
+def free_branches(model: nn.Module) -> None:
+    """Let the ConvNN branches of a model's hybrid layers cost nothing."""
+    for layer in [layer for layer in model.modules() if isinstance(layer, HybridConvNN2d)]:
+        if layer.convnn is not None:
+            layer.add_module("convnn", _FirstChannels(layer.convnn.out_channels))
 
 
 def gather_and_einsum(shape: tuple[int, int, int], *, depthwise: bool) -> Maker:
