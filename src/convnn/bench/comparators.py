@@ -92,7 +92,7 @@ class _FirstChannels(nn.Module):
 
 
 def free_branches(model: nn.Module) -> None:
-    """Let the ConvNN branches of a model's hybrid layers cost nothing."""
+    """Let the ConvNN branches of a model's hybrid layers, all of stride 1, cost nothing."""
     for layer in [layer for layer in model.modules() if isinstance(layer, HybridConvNN2d)]:
         if layer.convnn is not None:
             layer.add_module("convnn", _FirstChannels(layer.convnn.out_channels))

@@ -80,18 +80,19 @@ def _products(x: Tensor, y: Tensor) -> Tensor:
     """Multiply ``(b, n, C)`` and ``(b, m, C)`` to ``(b, n, m)``."""
     if x.shape[0] == 1:
         return product(x[0], y[0]).unsqueeze(0)
-    return torch.bmm(x, y.transpose(1, 2)) if _is_small(x, y) else torch.stack(_each(x, y))
+    return torch.bmm(x, y.transpose(1, 2)) if _is_one_call(x, y) else torch.stack(_each(x, y))
 
 
 def _products_by_keys(query: Tensor, key: Tensor) -> Tensor:
     """Multiply as ``_products``; in memory ``(m, b, n)``, the scores of all queries with one key together."""
-    if _is_small(query, key):
+    if _is_one_call(query, key):
         return torch.bmm(key, query.transpose(1, 2)).transpose(0, 1).contiguous().permute(1, 2, 0)
     return torch.stack(_each(key, query), dim=1).permute(1, 2, 0)
 
 
-def _is_small(x: Tensor, y: Tensor) -> bool:
-    return x[0].numel() * y.shape[1] < _SMALL_PRODUCT
+def _is_one_call(x: Tensor, y: Tensor) -> bool:
+    """Whether all samples are multiplied by one call: ``product`` is no faster for them."""
+    return x.device.type != "cpu" or x[0].numel() * y.shape[1] < _SMALL_PRODUCT
 
 
 def _each(x: Tensor, y: Tensor) -> list[Tensor]:

@@ -19,5 +19,5 @@ def short_softmax(x: Tensor) -> Tensor:
     k = x.shape[-1]
     if k >= _VECTOR or x.device.type != "cpu" or x.dtype != torch.float32 or torch.compiler.is_compiling():
         return F.softmax(x, dim=-1)
-    # Torch goes through rows shorter than a vector number by number: filling them up takes a quarter of that time.
+    # Torch goes through rows shorter than a vector number by number; filled up, they are vectors.
     return F.softmax(F.pad(x, (0, _VECTOR - k), value=-torch.inf), dim=-1)[..., :k].contiguous()

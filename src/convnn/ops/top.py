@@ -18,12 +18,12 @@ _NARROW = 64
 _MANY_QUERIES = 512
 
 
-def network_width(scores: Tensor, queries: int, keys: int, k: int) -> int | None:
-    """Return how many of the keys the network keeps that suits such a search, of scores as these, or None.
+def network_width(like: Tensor, queries: int, keys: int, k: int) -> int | None:
+    """Return how many keys the network keeps that suits a search among scores of a tensor's device and dtype, or None.
 
-    It reads the scores of many queries with one key, which lie together best.
+    It compares the scores of many queries with one key at a time, so that these lie together best.
     """
-    suits = scores.device.type == "cpu" and scores.dtype == torch.float32 and queries >= _MANY_QUERIES
+    suits = like.device.type == "cpu" and like.dtype == torch.float32 and queries >= _MANY_QUERIES
     return next((width for width in network.WIDTHS if suits and k <= width <= keys <= _NARROW), None)
 
 
