@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from convnn.ops import network
@@ -70,8 +71,8 @@ def test_few_candidates_in_either_layout(width: int, k: int) -> None:
 def test_each_search_goes_by_the_road_that_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise the tests above could all go by one of them."""
     widths = []
-    best = network.best
-    monkeypatch.setattr(network, "best", lambda packed, width: (widths.append(width), best(packed, width))[1])
+    places = network.places
+    monkeypatch.setattr(network, "places", lambda scores, k, width: (widths.append(width), places(scores, k, width))[1])
     for k in (8, 9, 17):
         top(torch.randn(1, MANY, 64), k)
     top(torch.randn(1, MANY - 1, 64), 8)
@@ -88,14 +89,32 @@ def test_the_network_sorts_whatever_is_put_in(width: int) -> None:
     columns = torch.tensor(list(itertools.product([0, 1], repeat=16))).t()
     names = torch.arange(16).unsqueeze(1)
     packed = (columns << 8) | names  # distinct, so that a lost or doubled number shows
-    expected = packed.sort(dim=0, descending=True).values[:width]
-    assert torch.equal(network.best(packed.clone(), width), expected)
+    expected = packed.sort(dim=0, descending=True).values[: width + 1]
+    least = torch.iinfo(torch.int64).min
+    assert torch.equal(
+        network.best(packed.clone(), width), F.pad(expected, (0, 0, 0, width + 1 - len(expected)), value=least)
+    )
 
 
 def test_merging_keeps_the_best_of_many_lists() -> None:
     """3 lists of 16, of which 2 are merged first."""
     packed = torch.stack([torch.randperm(45) for _ in range(200)]).t().contiguous()
-    assert torch.equal(network.best(packed.clone(), 16), packed.sort(dim=0, descending=True).values[:16])
+    assert torch.equal(network.best(packed.clone(), 16), packed.sort(dim=0, descending=True).values[:17])
+    assert torch.equal(network.best(packed.int(), 8), packed.int().sort(dim=0, descending=True).values[:9])
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("k", [3, 8, 9, 16])
+def test_scores_that_differ_in_their_last_bits_are_told_apart(sign: int, k: int) -> None:
+    """All of a row's, or two of them: of every two that follow each other in rank, the last wanted and the next too."""
+    torch.manual_seed(0)
+    scores = torch.randn(1, MANY, 40)
+    scores[0, : MANY // 2] = sign * (1 + torch.stack([torch.randperm(40) for _ in range(MANY // 2)]) / 2**23)
+    for row in range(MANY // 2, MANY):
+        order = scores[0, row].argsort(descending=True)
+        upper, lower = order[row % 20], order[row % 20 + 1]
+        scores[0, row, lower] = torch.nextafter(scores[0, row, upper], torch.tensor(-torch.inf))
+    assert torch.equal(top(scores, k), scores.sort(dim=2, descending=True).indices[..., :k])
 
 
 def test_packed_scores_order_as_scores_do() -> None:

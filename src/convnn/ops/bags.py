@@ -38,6 +38,15 @@ def slot_rows(index: Tensor, rows: int) -> Tensor:
     return index * k + torch.arange(k, dtype=index.dtype, device=index.device)
 
 
+def flat_slot_rows(index: Tensor, rows: int) -> Tensor:
+    """Number the projected rows of the whole batch, flattened: ``slot_rows``, then ``flat_rows``, in one step."""
+    batch, _, k = index.shape
+    dtype = _short(batch * rows * k)
+    first = torch.arange(batch, dtype=dtype, device=index.device).mul_(rows * k).view(-1, 1, 1)
+    first = first + torch.arange(k, dtype=dtype, device=index.device)
+    return torch.add(first, index.to(dtype), alpha=k).flatten()
+
+
 def _short(count: int) -> torch.dtype:
     """Return the shorter type of index that can number so many rows."""
     return torch.int32 if count <= torch.iinfo(torch.int32).max else torch.int64
@@ -122,14 +131,18 @@ class Inverse(NamedTuple):
 
 def invert(index: Tensor, rows: int) -> Inverse:
     """Invert an index ``(B, N, k)`` into ``rows`` rows per sample, by one sort of integers."""
-    flat = flat_rows(index, rows)
-    count, choices = index.shape[0] * rows, flat.shape[0]
+    return invert_flat(flat_rows(index, rows), index.shape[0] * rows, index.shape[2])
+
+
+def invert_flat(flat: Tensor, count: int, k: int) -> Inverse:
+    """Invert k numbers of rows per query, flattened, into ``count`` rows."""
+    choices = flat.shape[0]
     # The fewer digits, the faster they are sorted.
     keys = flat.to(torch.int16) if count <= torch.iinfo(torch.int16).max else flat
     if flat.device.type == "cpu" and _SORTED_AT_ONCE < choices < _SORTED_BY_DIGITS:
         keys = F.pad(keys, (0, _SORTED_BY_DIGITS - choices), value=count)
     order = keys.sort(stable=True).indices[:choices]
-    return Inverse(order, torch.bincount(flat, minlength=count).cumsum(0), index.shape[2])
+    return Inverse(order, torch.bincount(flat, minlength=count).cumsum(0), k)
 
 
 def scatter_rows(source: Tensor, inverse: Inverse, weight: Tensor | None, rows: int) -> Tensor:

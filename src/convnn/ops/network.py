@@ -2,7 +2,8 @@
 
 ``topk`` goes through one row after the other. A network makes the same few comparisons whatever the numbers are, so
 that each is a vector instruction for many columns. A score and the name of its key travel as one whole number, in whose
-order the score comes first.
+order the score comes first: as 32 bits at first, of which the name takes the score's last ones, and where two scores
+are not told apart then, as 64.
 """
 
 from __future__ import annotations
@@ -13,9 +14,34 @@ from torch import Tensor
 WIDTHS = (8, 16)
 """How many a network can keep: at k = 9 the neighbours beside the query itself, and all of them."""
 
-_BELOW_EVERY_SCORE = torch.iinfo(torch.int64).min
 _NAME_BITS = 32
 _NAME = (1 << _NAME_BITS) - 1
+
+
+def places(scores: Tensor, k: int, width: int) -> Tensor:
+    """Return the places ``(k, n)`` of the k largest of every column of float32 ``(m, n)``, descending; no nan.
+
+    ``width`` is 8 or 16, at least k and at most m.
+
+    >>> places(torch.arange(24.0).view(-1, 1), k=3, width=8).flatten()
+    tensor([23, 22, 21])
+    """
+    rows = torch.arange(scores.shape[0], device=scores.device).unsqueeze(1)
+    bits = max(scores.shape[0] - 1, 1).bit_length()
+    ranked = best(_pack_short(scores, rows, bits), width)[: k + 1]
+    place = (ranked[:k] & ~(-1 << bits)).long()
+    # Two that follow each other and differ by their names alone may be in the wrong order.
+    shortened = ranked >> bits
+    unsure = ((shortened[:-1] - shortened[1:]).amin(0) == 0).nonzero().squeeze(1)
+    if unsure.numel():
+        place[:, unsure] = names(best(pack(scores.index_select(1, unsure), rows), width)[:k])
+    return place
+
+
+def _pack_short(scores: Tensor, names: Tensor, bits: int) -> Tensor:
+    """Pack as ``pack`` does into 32 bits: the last ones of the scores are replaced by the names."""
+    turned = _turned(scores.contiguous().view(torch.int32))
+    return turned.bitwise_and_(-1 << bits).bitwise_or_(names.to(torch.int32))
 
 
 def pack(scores: Tensor, names: Tensor) -> Tensor:
@@ -40,27 +66,29 @@ def _turned(bits: Tensor) -> Tensor:
 
 
 def best(packed: Tensor, width: int) -> Tensor:
-    """Return the ``width`` largest (8 or 16) of every column ``(m, n)``, m at least that: ``(width, n)``, descending.
+    """Return the ``width`` largest (8 or 16) of every column ``(m, n)``, m at least that, and the next one.
 
-    Overwrites ``packed``.
+    Whole numbers, ``(width + 1, n)``, descending; where there is no next one, the least number. Overwrites ``packed``.
 
     >>> best(torch.arange(24).view(-1, 1), 8).flatten()
-    tensor([23, 22, 21, 20, 19, 18, 17, 16])
+    tensor([23, 22, 21, 20, 19, 18, 17, 16, 15])
     """
     count, columns = packed.shape
+    least = torch.iinfo(packed.dtype).min
     if count % width:
-        filling = packed.new_full((width - count % width, columns), _BELOW_EVERY_SCORE)
-        packed = torch.cat([packed, filling])
+        packed = torch.cat([packed, packed.new_full((width - count % width, columns), least)])
     # Short lists: row i of all of them lies together, so that one step serves all lists of all columns.
-    lists = packed.view(width, -1, columns)
+    lists, dropped = packed.view(width, -1, columns), packed.new_full((columns,), least)
     _sort(lists)
     while (many := lists.shape[1]) > 1:
         half = many // 2
         # The larger of the first and the last, of the second and the last but one, ...: the best of both lists.
-        kept = torch.maximum(lists[:, :half], lists[:, half : 2 * half].flip(0))
+        first, last = lists[:, :half], lists[:, half : 2 * half].flip(0)
+        kept = torch.maximum(first, last)
+        torch.maximum(dropped, torch.minimum(first, last, out=last).flatten(0, 1).amax(0), out=dropped)
         _merge(kept)
         lists = torch.cat([kept, lists[:, 2 * half :]], 1) if many % 2 else kept
-    return lists.view(width, columns)
+    return torch.cat([lists.view(width, columns), dropped.unsqueeze(0)])
 
 
 def _sort(lists: Tensor) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .bags import add_bags, bag_sum, flat_rows, invert, scatter_rows, slot_rows
+from .bags import add_bags, bag_sum, flat_slot_rows, invert_flat, scatter_rows, slot_rows
 from .product import column_product, linear, product
 from .slots import project
 from .vmap import register_loop
@@ -49,8 +49,8 @@ def _own(value: Tensor, lattice: Sequence[int]) -> Tensor:
 
 def _matrices(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Part ``(C_out, C_in, k)`` into the own slot's matrix and the others' below each other."""
-    out, channels, k = weight.shape
-    return weight[..., 0], weight[..., 1:].permute(2, 0, 1).reshape((k - 1) * out, channels)
+    slots = weight.permute(2, 0, 1).contiguous()
+    return slots[0], slots[1:].flatten(0, 1)
 
 
 @torch.library.custom_op("convnn::sampled_mix", mutates_args=())
@@ -74,8 +74,7 @@ def sampled_mix(
     mixed = product(_own(value, lattice), first, bias)
     if places.numel():
         table = product(pick(value, keys).flatten(0, 1), others).view(-1, weight.shape[0])
-        slots = places.shape[2]
-        add_bags(mixed, table, flat_rows(slot_rows(places, keys.shape[0]), keys.shape[0] * slots), slots)
+        add_bags(mixed, table, flat_slot_rows(places, keys.shape[0]), places.shape[2])
     return mixed.view(places.shape[0], places.shape[1], weight.shape[0])
 
 
@@ -100,8 +99,8 @@ def sampled_mix_backward(
     if not places.numel():
         in_weight[..., 1:] = 0
     else:
-        targets = count * slots
-        sums = scatter_rows(grad, invert(slot_rows(places, count), targets), None, targets).view(-1, slots * out)
+        inverse = invert_flat(flat_slot_rows(places, count), batch * count * slots, slots)
+        sums = scatter_rows(grad, inverse, None, count * slots).view(-1, slots * out)
         by_slot = column_product(sums, pick(value, keys).flatten(0, 1))
         in_weight[..., 1:] = by_slot.view(slots, out, channels).permute(1, 2, 0)
         if of_value:

@@ -33,8 +33,7 @@ def top(scores: Tensor, k: int) -> Tensor:
     width = network_width(rows, rows.shape[0], rows.shape[1], k)
     # A network has no place in its order for nan.
     if width is not None and not bool(rows.amax().isnan()):
-        names = torch.arange(rows.shape[1]).unsqueeze(1)
-        place = network.names(network.best(network.pack(rows.t(), names), width)[:k]).t()
+        place = network.places(rows.t(), k, width).t()
     else:
         place = _by_maxima(rows, k)
     found: Tensor = place.unflatten(0, scores.shape[:2])
