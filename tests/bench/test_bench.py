@@ -106,9 +106,26 @@ def sleeper(milliseconds: float) -> Any:
 
 
 def test_the_clock_of_two_steps_in_turn() -> None:
-    ours, theirs = measure.in_turn(sleeper(4)(False), sleeper(12)(False), 0.05)
+    ours, theirs = measure.in_turn(sleeper(4)(False), sleeper(12)(False), seconds=0.05, turn=0.0)
     assert 4 <= ours < theirs
     assert theirs >= 12
+
+
+@pytest.mark.parametrize(("turn", "order"), [(0.0, "abababab"), (5.0, "abaaabbaaabb")])
+def test_whose_turn_it_is(turn: float, order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of 2 and 3 seconds by a clock that only they move, timed for 13 seconds: turn by turn, 3 times at least."""
+    now, ran = [0.0], []
+
+    def step(name: str, seconds: float) -> Any:
+        def run_step() -> None:
+            ran.append(name)
+            now[0] += seconds
+
+        return run_step
+
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
+    assert measure.in_turn(step("a", 2.0), step("b", 3.0), seconds=13.0, turn=turn) == (2000.0, 3000.0)
+    assert "".join(ran) == order
 
 
 def test_a_record_has_medians_ratios_and_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Any, capsys: Any) -> None:
@@ -153,6 +170,7 @@ def test_one_case_for_real(tmp_path: Any, capsys: Any) -> None:
         ),
         ({"processes": 0}, "processes: expected a whole number of at least 1, got 0"),
         ({"seconds": -1.0}, "seconds: expected a number above 0, got -1.0"),
+        ({"turn": -0.1}, "turn: expected a number of at least 0, got -0.1"),
         ({"json": "nowhere/x.json"}, "json: expected a file in a folder that exists"),
     ],
 )

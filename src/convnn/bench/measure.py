@@ -24,14 +24,14 @@ TUNED_ALLOCATOR = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_thre
 Result = dict[str, Any]
 
 
-def measure(name: str, *, processes: int, seconds: float) -> Result:
+def measure(name: str, *, processes: int, seconds: float, turn: float) -> Result:
     """Time a case in several processes, one after the other; a way is ``forward`` or ``forward+backward``.
 
     A ratio is time of ours / time of theirs: the median over processes, with its range. A convolution has several
     speeds from process to process; its fastest is the one that ours are compared with.
     """
     case = cases()[name]
-    runs = [_in_fresh_process(_time, name, seconds) for _ in range(processes)]
+    runs = [_in_fresh_process(_time, name, seconds, turn) for _ in range(processes)]
     found: Result = {"against": case.against}
     for way in _ways(case):
         ours = [run[way][0] for run in runs]
@@ -86,25 +86,41 @@ def settle_allocator() -> None:
     del block
 
 
-def _time(name: str, seconds: float) -> dict[str, tuple[float, float]]:
+def _time(name: str, seconds: float, turn: float) -> dict[str, tuple[float, float]]:
     torch.manual_seed(0)
     settle_allocator()
     case = cases()[name]
-    return {way: in_turn(case.ours(WAYS[way]), case.theirs(WAYS[way]), seconds) for way in _ways(case)}
+    spent = {"seconds": seconds, "turn": turn}
+    return {way: in_turn(case.ours(WAYS[way]), case.theirs(WAYS[way]), **spent) for way in _ways(case)}
 
 
-def in_turn(ours: Step, theirs: Step, seconds: float) -> tuple[float, float]:
-    """Return the median milliseconds of two steps, run in turn for some seconds, at least 3 times after a first."""
-    samples: tuple[list[float], list[float]] = ([], [])
+def in_turn(ours: Step, theirs: Step, *, seconds: float, turn: float) -> tuple[float, float]:
+    """Return the median milliseconds of two steps, at least 3 of each after a first, timed for some seconds in all.
+
+    Each runs for ``turn`` seconds in a row, at least once, and so finds in the cache what it left there; at 0, what the
+    other left.
+    """
     ours()
     theirs()
+    of_ours: list[float] = []
+    of_theirs: list[float] = []
     began = time.perf_counter()
-    while len(samples[0]) < 3 or time.perf_counter() - began < seconds:
-        for step, kept in zip((ours, theirs), samples, strict=True):
-            start = time.perf_counter()
-            step()
-            kept.append((time.perf_counter() - start) * 1e3)
-    return statistics.median(samples[0]), statistics.median(samples[1])
+    while len(of_ours) < 3 or len(of_theirs) < 3 or time.perf_counter() - began < seconds:
+        of_ours += _times(ours, turn)
+        of_theirs += _times(theirs, turn)
+    return statistics.median(of_ours), statistics.median(of_theirs)
+
+
+def _times(step: Step, seconds: float) -> list[float]:
+    """Run a step for some seconds, at least once, and return the milliseconds of each time."""
+    found: list[float] = []
+    began = ended = time.perf_counter()
+    while not found or ended - began < seconds:
+        start = time.perf_counter()
+        step()
+        ended = time.perf_counter()
+        found.append((ended - start) * 1e3)
+    return found
 
 
 def _rise(name: str, side: str) -> float | None:

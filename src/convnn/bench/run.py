@@ -25,13 +25,14 @@ def run_bench(settings: BenchSettings) -> dict[str, Any]:
     record |= {
         "processes": settings.processes,
         "seconds": settings.seconds,
+        "turn": settings.turn,
         "tuned_allocator": settings.tuned_allocator,
     }
     print(", ".join(f"{key} {value}" for key, value in record.items() if key != "command"))
     print(HEAD, flush=True)
     record["cases"] = {}
     for name in names:
-        found = measure(name, processes=settings.processes, seconds=settings.seconds)
+        found = measure(name, processes=settings.processes, seconds=settings.seconds, turn=settings.turn)
         if settings.memory:
             found["extra_mib"] = measure_memory(name)
         record["cases"][name] = found

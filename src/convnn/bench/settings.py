@@ -21,7 +21,10 @@ class BenchSettings:
     full: bool = _option(False, "every shape (about half an hour) instead of one a question (under 2 minutes)")
     only: str = _option("", "only the cases of all shapes whose names hold this, e.g. 'random 32' or 8x64x56")
     processes: int = _option(3, "processes a case; a figure is the median over them")
-    seconds: float = _option(0.3, "how long a pair of steps is timed in a process, at least 3 times each")
+    seconds: float = _option(0.3, "how long a pair of steps is timed in a process, each at least 3 times")
+    turn: float = _option(
+        0.05, "seconds for which one of a pair runs before the other does; 0: step by step, with the other's cache"
+    )
     memory: bool = _option(True, "measure also the rise of memory of one step, in fresh processes")
     tuned_allocator: bool = _option(
         False, "run under glibc with an allocator that keeps its memory: flatters the other"
@@ -39,5 +42,7 @@ class BenchSettings:
             raise invalid("processes", "a whole number of at least 1", self.processes, "raise it")
         if not 0 < self.seconds < float("inf"):
             raise invalid("seconds", "a number above 0", self.seconds, "change it")
+        if not 0 <= self.turn < float("inf"):
+            raise invalid("turn", "a number of at least 0", self.turn, "change it")
         if self.json and not Path(self.json).absolute().parent.is_dir():
             raise invalid("json", "a file in a folder that exists", repr(self.json), "make the folder first")

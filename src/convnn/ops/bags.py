@@ -92,22 +92,6 @@ def sum_bags(table: Tensor, index: Tensor, weight: Tensor | None) -> Tensor:
     return summed.reshape(batch, queries, channels)
 
 
-def channel_sums(table: Tensor, scale: Tensor, index: Tensor, weight: Tensor | None) -> Tensor:
-    """Sum k rows per query as ``bag_sum`` does, the channels of the m-th scaled by ``scale[m]``, ``(k, C)``."""
-    (batch, queries, k), channels = index.shape, table.shape[2]
-    rows, flat = flat_rows(index, table.shape[1]).view(-1, k).t().contiguous(), table.reshape(-1, channels)
-    weight = None if weight is None else weight.reshape(-1, k, 1)
-    out = table.new_empty(batch * queries, channels)
-    step = max(1, _TILE_BYTES // max(channels * table.element_size(), 1))
-    for start in range(0, out.shape[0], step):
-        some = slice(start, start + step)
-        total = out[some].zero_()
-        for m in range(k):
-            gathered = flat.index_select(0, rows[m, some])
-            total.addcmul_(gathered if weight is None else gathered.mul_(weight[some, m]), scale[m])
-    return out.view(batch, queries, channels)
-
-
 @torch.library.custom_op("convnn::bag_scatter", mutates_args=())
 def bag_scatter(source: Tensor, index: Tensor, weight: Tensor | None, rows: int) -> Tensor:
     """Add each query's row to its k targets: ``(B, N, C)``, ``(B, N, k)``, weights or ones, to ``(B, rows, C)``.

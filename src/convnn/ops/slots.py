@@ -7,13 +7,14 @@ give the gradients of values and matrices.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .bags import bag_scatter, channel_sums, invert, pair_product, samples, scatter_rows, slot_rows, sum_bags
+from .bags import bag_scatter, invert, pair_product, samples, scatter_rows, slot_rows, sum_bags
 from .product import columns, linear, product
 from .vmap import register_loop
 
@@ -27,12 +28,10 @@ def _chunk(value: Tensor, weight: Tensor) -> int:
     """How many samples to take at a time."""
     sample = value.shape[1] * weight.shape[0] * weight.shape[2] * value.element_size()
     matrices = weight.numel() * weight.element_size() if weight.shape[1] > 1 else 0
-    return max(1, max(_CHUNK_BYTES, _MATRICES_WORTH * matrices) // max(sample, 1))
-
-
-def _adds_term_by_term(x: Tensor) -> bool:
-    """Whether sums may be added up term by term: on a CPU, and in no half precision, which would round every time."""
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    count = max(1, max(_CHUNK_BYTES, _MATRICES_WORTH * matrices) // max(sample, 1))
+    # As many for every thread: each then sums rows that it has written itself, and need not wait for another's cache.
+    threads = torch.get_num_threads() if value.device.type == "cpu" else 1
+    return math.ceil(count / threads) * threads
 
 
 def project(value: Tensor, weight: Tensor, groups: int, multiply: Callable[..., Tensor] = linear) -> Tensor:
@@ -83,8 +82,6 @@ def slot_mix(value: Tensor, weight: Tensor, index: Tensor, rho: Tensor | None, g
     Values ``(B, M, C_in)``, weight ``(C_out, C_in/groups, k)``, index and weights rho ``(B, N, k)`` (or None for ones),
     to ``(B, N, C_out)``.
     """
-    if index.numel() and groups == weight.shape[0] == value.shape[2] and _adds_term_by_term(value):
-        return channel_sums(value, weight.squeeze(1).t().contiguous(), index, rho)
     out = value.new_empty(value.shape[0], index.shape[1], weight.shape[0])
     step = _chunk(value, weight)
     for start in range(0, value.shape[0], step):
