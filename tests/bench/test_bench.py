@@ -145,7 +145,9 @@ def test_a_record_has_medians_ratios_and_memory(monkeypatch: pytest.MonkeyPatch,
     written = json.loads(record.read_text())
     assert {"command", "date", "processor", "threads", "torch", "processes"} <= written.keys()
     found = written["cases"]["q/16x128x16"]
-    assert found["forward"] == {"ours_ms": 2.0, "theirs_ms": 4.0, "ratio": 0.5, "ratio_range": [0.25, 1.5]}
+    assert found["forward"] == {
+        "ours_ms": 2.0, "theirs_ms": 4.0, "ratio": 0.5, "ratio_range": [0.25, 1.5], "ratio_in_process": 0.25,
+    }  # fmt: skip
     assert found["extra_mib"] == {"ours": 7.5, "theirs": 7.5}
     shown = capsys.readouterr().out
     assert re.search(r"q/16x128x16 +forward +2\.00 +4\.00 +0\.50 \(0\.25 to 1\.50\)", shown)

@@ -28,7 +28,8 @@ def measure(name: str, *, processes: int, seconds: float, turn: float) -> Result
     """Time a case in several processes, one after the other; a way is ``forward`` or ``forward+backward``.
 
     A ratio is time of ours / time of theirs: the median over processes, with its range. A convolution has several
-    speeds from process to process; its fastest is the one that ours are compared with.
+    speeds from process to process; its fastest is the one that ours are compared with, and ``ratio_in_process`` is the
+    median of the ratios to that of the same process.
     """
     case = cases()[name]
     runs = [_in_fresh_process(_time, name, seconds, turn) for _ in range(processes)]
@@ -44,6 +45,8 @@ def measure(name: str, *, processes: int, seconds: float, turn: float) -> Result
             "ratio": statistics.median(ratios),
             "ratio_range": [min(ratios), max(ratios)],
         }
+        if figure:
+            found[way]["ratio_in_process"] = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
     return found
 
 
