@@ -14,7 +14,7 @@ from convnn.ops import top as top_module
 from convnn.ops.nearest import _is_one_call, nearest
 from convnn.ops.top import top
 
-MANY = top_module._MANY_QUERIES
+MANY = network.MANY_COLUMNS
 
 
 def best_of(scores: Tensor, k: int) -> None:
@@ -105,12 +105,14 @@ def test_merging_keeps_the_best_of_many_lists() -> None:
 
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("k", [3, 8, 9, 16])
-def test_scores_that_differ_in_their_last_bits_are_told_apart(sign: int, k: int) -> None:
+@pytest.mark.parametrize("rows", [40, MANY])  # searched again by topk, by a network
+def test_scores_that_differ_in_their_last_bits_are_told_apart(sign: int, k: int, rows: int) -> None:
     """All of a row's, or two of them: of every two that follow each other in rank, the last wanted and the next too."""
     torch.manual_seed(0)
-    scores = torch.randn(1, MANY, 40)
-    scores[0, : MANY // 2] = sign * (1 + torch.stack([torch.randperm(40) for _ in range(MANY // 2)]) / 2**23)
-    for row in range(MANY // 2, MANY):
+    scores = torch.randn(1, 3 * MANY, 40)
+    half = rows // 2
+    scores[0, :half] = sign * (1 + torch.stack([torch.randperm(40) for _ in range(half)]) / 2**23)
+    for row in range(half, rows):
         order = scores[0, row].argsort(descending=True)
         upper, lower = order[row % 20], order[row % 20 + 1]
         scores[0, row, lower] = torch.nextafter(scores[0, row, upper], torch.tensor(-torch.inf))

@@ -14,6 +14,8 @@ from torch import Tensor
 WIDTHS = (8, 16)
 """How many a network can keep: at k = 9 the neighbours beside the query itself, and all of them."""
 
+# From this many columns on, the network is faster than ``topk``.
+MANY_COLUMNS = 512
 _NAME_BITS = 32
 _NAME = (1 << _NAME_BITS) - 1
 
@@ -34,8 +36,14 @@ def places(scores: Tensor, k: int, width: int) -> Tensor:
     shortened = ranked >> bits
     unsure = ((shortened[:-1] - shortened[1:]).amin(0) == 0).nonzero().squeeze(1)
     if unsure.numel():
-        place[:, unsure] = names(best(pack(scores.index_select(1, unsure), rows), width)[:k])
+        place[:, unsure] = _exact_places(scores.index_select(1, unsure), rows, k, width)
     return place
+
+
+def _exact_places(scores: Tensor, rows: Tensor, k: int, width: int) -> Tensor:
+    if scores.shape[1] < MANY_COLUMNS:
+        return scores.topk(k, dim=0).indices
+    return names(best(pack(scores, rows), width)[:k])
 
 
 def _pack_short(scores: Tensor, names: Tensor, bits: int) -> Tensor:

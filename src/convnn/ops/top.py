@@ -13,9 +13,8 @@ _GROUP = 4
 _BY_HEAP = 64
 # Maxima for each wanted one below which searching them as well costs more than it saves.
 _FEW = 4
-# Up to this many columns, and from this many queries on, a network is faster.
+# Up to this many columns of many queries, a network is faster.
 _NARROW = 64
-_MANY_QUERIES = 512
 
 
 def network_width(like: Tensor, queries: int, keys: int, k: int) -> int | None:
@@ -23,7 +22,7 @@ def network_width(like: Tensor, queries: int, keys: int, k: int) -> int | None:
 
     It compares the scores of many queries with one key at a time, so that these lie together best.
     """
-    suits = like.device.type == "cpu" and like.dtype == torch.float32 and queries >= _MANY_QUERIES
+    suits = like.device.type == "cpu" and like.dtype == torch.float32 and queries >= network.MANY_COLUMNS
     return next((width for width in network.WIDTHS if suits and k <= width <= keys <= _NARROW), None)
 
 
