@@ -22,6 +22,8 @@ from .vmap import register_loop
 _CHUNK_BYTES = 1 << 22
 # But so many that the matrices, which every product reads whole, are read for at least this many times their size.
 _MATRICES_WORTH = 4
+# Up to this many bytes, all threads get equally many samples.
+_EVEN_BYTES = 1 << 24
 
 
 def _chunk(value: Tensor, weight: Tensor) -> int:
@@ -31,7 +33,8 @@ def _chunk(value: Tensor, weight: Tensor) -> int:
     count = max(1, max(_CHUNK_BYTES, _MATRICES_WORTH * matrices) // max(sample, 1))
     # As many for every thread: each then sums rows that it has written itself, and need not wait for another's cache.
     threads = torch.get_num_threads() if value.device.type == "cpu" else 1
-    return math.ceil(count / threads) * threads
+    even = math.ceil(count / threads) * threads
+    return even if even * sample <= _EVEN_BYTES else count
 
 
 def project(value: Tensor, weight: Tensor, groups: int, multiply: Callable[..., Tensor] = linear) -> Tensor:
