@@ -121,7 +121,7 @@ def check_counts(problem: Search, keys: Tensor | None, place: Tensor | None) -> 
     ``place`` ``(N,)`` is the query's own among the candidates, which has a slot already (-1: none), or None.
     """
     mask = problem.key_padding_mask
-    # Beside k keys or more, even the query that is one of them has k - 1 others.
+    # Of k keys or more, even a query that is one of them has k - 1 beside itself.
     if problem.every or (mask is None and (keys is None or place is None or keys.shape[0] >= problem.k)):
         return
     if mask is None:

@@ -93,8 +93,9 @@ def _time(name: str, seconds: float, turn: float) -> dict[str, tuple[float, floa
     torch.manual_seed(0)
     settle_allocator()
     case = cases()[name]
-    spent = {"seconds": seconds, "turn": turn}
-    return {way: in_turn(case.ours(WAYS[way]), case.theirs(WAYS[way]), **spent) for way in _ways(case)}
+    return {
+        way: in_turn(case.ours(WAYS[way]), case.theirs(WAYS[way]), seconds=seconds, turn=turn) for way in _ways(case)
+    }
 
 
 def in_turn(ours: Step, theirs: Step, *, seconds: float, turn: float) -> tuple[float, float]:

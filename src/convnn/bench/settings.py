@@ -23,7 +23,8 @@ class BenchSettings:
     processes: int = _option(3, "processes a case; a figure is the median over them")
     seconds: float = _option(0.3, "how long a pair of steps is timed in a process, each at least 3 times")
     turn: float = _option(
-        0.05, "seconds for which one of a pair runs before the other does; 0: step by step, with the other's cache"
+        0.05,
+        "seconds that one of a pair runs before the other does; 0: step by step, with the cache as the other left it",
     )
     memory: bool = _option(True, "measure also the rise of memory of one step, in fresh processes")
     tuned_allocator: bool = _option(

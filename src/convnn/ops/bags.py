@@ -39,7 +39,7 @@ def slot_rows(index: Tensor, rows: int) -> Tensor:
 
 
 def flat_slot_rows(index: Tensor, rows: int) -> Tensor:
-    """Number the projected rows of the whole batch, flattened: ``slot_rows``, then ``flat_rows``, in one step."""
+    """Number the projected rows of the whole batch, flattened: ``flat_rows`` of ``slot_rows``, in one pass."""
     batch, _, k = index.shape
     dtype = _short(batch * rows * k)
     first = torch.arange(batch, dtype=dtype, device=index.device).mul_(rows * k).view(-1, 1, 1)

@@ -28,22 +28,23 @@ def places(scores: Tensor, k: int, width: int) -> Tensor:
     >>> places(torch.arange(24.0).view(-1, 1), k=3, width=8).flatten()
     tensor([23, 22, 21])
     """
-    rows = torch.arange(scores.shape[0], device=scores.device).unsqueeze(1)
+    row_names = torch.arange(scores.shape[0], device=scores.device).unsqueeze(1)
     bits = max(scores.shape[0] - 1, 1).bit_length()
-    ranked = best(_pack_short(scores, rows, bits), width)[: k + 1]
+    ranked = best(_pack_short(scores, row_names, bits), width)[: k + 1]
     place = (ranked[:k] & ~(-1 << bits)).long()
     # Two that follow each other and differ by their names alone may be in the wrong order.
     shortened = ranked >> bits
     unsure = ((shortened[:-1] - shortened[1:]).amin(0) == 0).nonzero().squeeze(1)
     if unsure.numel():
-        place[:, unsure] = _exact_places(scores.index_select(1, unsure), rows, k, width)
+        place[:, unsure] = _exact_places(scores.index_select(1, unsure), row_names, k, width)
     return place
 
 
-def _exact_places(scores: Tensor, rows: Tensor, k: int, width: int) -> Tensor:
+def _exact_places(scores: Tensor, row_names: Tensor, k: int, width: int) -> Tensor:
+    """Return what ``places`` returns, all bits of the scores compared."""
     if scores.shape[1] < MANY_COLUMNS:
         return scores.topk(k, dim=0).indices
-    return names(best(pack(scores, rows), width)[:k])
+    return names(best(pack(scores, row_names), width)[:k])
 
 
 def _pack_short(scores: Tensor, names: Tensor, bits: int) -> Tensor:
