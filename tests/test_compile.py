@@ -76,12 +76,16 @@ def test_compiled_with_symbolic_sizes_it_computes_the_same(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["hybrid", "random", "k-NN attention"])
-def test_the_default_compiler_computes_the_same(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "last"),
+    [("hybrid", False), ("hybrid", True), ("random", False), ("random", True), ("k-NN attention", False)],
+)
+def test_the_default_compiler_computes_the_same(name: str, last: bool) -> None:
     layer = make(name).eval()
     compiled = torch.compile(layer, fullgraph=True, dynamic=True)
     for size in (8, 10):
-        inputs = [example(name, size).requires_grad_(), *layer.parameters()]
+        memory_format = torch.channels_last if last else torch.contiguous_format
+        inputs = [example(name, size).contiguous(memory_format=memory_format).requires_grad_(), *layer.parameters()]
         y, expected = compiled(inputs[0]), layer(inputs[0])
         torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
         ours, theirs = (torch.autograd.grad(out.square().sum(), inputs) for out in (y, expected))

@@ -86,9 +86,12 @@ def test_linear() -> None:
 
 @pytest.mark.parametrize("lattice", [[2, 4, 2, 4, 0, 0, 1, 1], [3, 3, 1, 2, 1, 1, 1, 1]], ids=["whole", "inside"])
 @pytest.mark.parametrize("slots", [3, 0])
-def test_sampled_mix(lattice: list[int], slots: int) -> None:
-    value, weight = tokens(B, lattice[0] * lattice[1], C), tokens(4, C, slots + 1)
+@pytest.mark.parametrize("by_channels", [False, True])
+def test_sampled_mix(lattice: list[int], slots: int, by_channels: bool) -> None:
+    value, matrices = tokens(B, lattice[0] * lattice[1], C), tokens(slots + 1, 4, C)
     places = torch.randint(0, 3, (B, lattice[2] * lattice[3], slots))
-    for bias in (None, weight[:, 0, 0]):
-        arguments = (value, weight, bias, torch.tensor([0, -1, 2]), places, lattice)
-        torch.testing.assert_close(plain.sampled_mix(*arguments), sampled.sampled_mix(*arguments))
+    for bias in (None, matrices[0, :, 0]):
+        arguments = (value, matrices, bias, torch.tensor([0, -1, 2]), places, lattice, by_channels)
+        ours, theirs = plain.sampled_mix(*arguments), sampled.sampled_mix(*arguments)
+        torch.testing.assert_close(ours, theirs)
+        assert ours.stride() == theirs.stride()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from convnn import ConvNN1d, ConvNN2d, ConvNN3d, ConvNNError, Grid, HybridConvNN2d, Random
 from convnn.stages import geometry
 
+FORMATS = [torch.contiguous_format, torch.channels_last]
 POSITIONS = torch.tensor([0, 3, 9, 20, 21, 30, 31, 32, 40])
 CANDIDATES = {"random": Random(12), "grid": Grid(4), "positions": POSITIONS}
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -56,9 +57,12 @@ def unpadded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("name", CANDIDATES)
-def test_it_computes_what_a_padded_copy_gives(name: str, option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_it_computes_what_a_padded_copy_gives(
+    name: str, option: str, memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
     layer, plain = pair(ConvNN2d, CANDIDATES[name], **OPTIONS[option])
-    x = torch.randn(2, 6, 10, 14, dtype=torch.float64)
+    x = torch.randn(2, 6, 10, 14, dtype=torch.float64).contiguous(memory_format=memory_format)
     expected = outcome(plain, x)
     unpadded(monkeypatch)
     for ours, theirs in zip(outcome(layer, x), expected, strict=True):
@@ -73,12 +77,28 @@ def test_lines_and_volumes(kind: type[nn.Module], grid: tuple[int, ...]) -> None
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_it_keeps_the_layout(memory_format: torch.memory_format) -> None:
-    layer, plain = pair(ConvNN2d, Random(12), padding=1)
-    x = torch.randn(2, 6, 8, 9, dtype=torch.float64).contiguous(memory_format=memory_format)
-    assert layer(x).is_contiguous(memory_format=memory_format)
-    torch.testing.assert_close(layer(x), plain(x), rtol=1e-12, atol=1e-12)
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_it_keeps_the_layout(memory_format: torch.memory_format, stride: int) -> None:
+    layer, plain = pair(ConvNN2d, Random(12), padding=1, stride=stride)
+    x = torch.randn(2, 6, 8, 9, dtype=torch.float64).contiguous(memory_format=memory_format).requires_grad_()
+    y = layer(x)
+    assert y.is_contiguous(memory_format=memory_format)
+    assert torch.autograd.grad(y.square().sum(), x)[0].is_contiguous(memory_format=memory_format)
+    torch.testing.assert_close(y, plain(x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_it_lays_nothing_of_a_map_out_anew(memory_format: torch.memory_format) -> None:
+    layer = ConvNN2d(6, 6, 5, candidates=Random(12), padding=1).to(memory_format=memory_format)
+    x = torch.randn(2, 6, 40, 30).contiguous(memory_format=memory_format)
+    with torch.no_grad(), torch.profiler.profile(record_shapes=True) as run:
+        layer(x)
+    copied = [event.input_shapes[0] for event in run.events() if event.name == "aten::copy_"]
+    assert copied
+    assert [2, 1200, 6] not in copied
+    assert [2, 6, 1200] not in copied
+    assert [2, 6, 40, 30] not in copied
 
 
 def test_the_draws_of_training_are_those_of_a_padded_copy() -> None:

@@ -12,7 +12,7 @@ from convnn.ops import nearest as nearest_module
 from convnn.ops import product as product_module
 from convnn.ops.bags import bag_scatter, bag_sum, invert, pair_distance, pair_product
 from convnn.ops.nearest import nearest
-from convnn.ops.product import column_product, columns, linear, product
+from convnn.ops.product import column_product, columns, linear, map_column_product, map_product, product
 from convnn.ops.sampled import in_steps, sampled_mix, sampled_mix_backward
 from convnn.ops.slots import slot_mix, slot_mix_backward
 
@@ -170,7 +170,11 @@ def test_linear_and_its_derivatives(rows: int) -> None:
 
 @pytest.mark.parametrize(("rows", "width", "height"), [(900, 40, 30), (900, 64, 64), (20, 300, 200), (3, 2, 2)])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_columns_and_their_derivatives(rows: int, width: int, height: int, threads: int) -> None:
+@pytest.mark.parametrize("wide", [False, True])
+def test_columns_and_their_derivatives(
+    rows: int, width: int, height: int, threads: int, wide: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(product_module, "_WIDE_VECTORS", wide)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -192,6 +196,23 @@ def test_columns_and_their_derivatives(rows: int, width: int, height: int, threa
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize(
+    "shape", [(3, 40, 900), (1, 3, 2), (0, 40, 900)]
+)  # the first goes to oneDNN where it is faster
+def test_products_of_maps(shape: tuple[int, int, int], wide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(product_module, "_WIDE_VECTORS", wide)
+    x, y, bias = torch.randn(shape), torch.randn(shape[0], 30, shape[2]), torch.randn(30)
+    for matrix in (torch.randn(30, shape[1]), torch.randn(shape[1], 30).t()):
+        exact = torch.einsum("oc,bcn->bon", matrix.double(), x.double())
+        torch.testing.assert_close(map_product(x, matrix), exact.float(), rtol=1e-5, atol=1e-4)
+        with_bias = (exact + bias.double().view(1, -1, 1)).float()
+        torch.testing.assert_close(map_product(x, matrix, bias), with_bias, rtol=1e-5, atol=1e-4)
+    sums = torch.einsum("bon,bcn->oc", y.double(), x.double()).float()
+    for given in (x, x.transpose(1, 2).contiguous().transpose(1, 2)):  # maps, and tokens
+        torch.testing.assert_close(map_column_product(y, given), sums, rtol=1e-4, atol=1e-3)
+
+
 LATTICES = {"whole": [2, 3, 2, 3, 0, 0, 1, 1], "inside": [3, 4, 1, 2, 1, 1, 1, 1], "thinned": [4, 3, 2, 2, 0, 0, 2, 2]}
 
 
@@ -207,21 +228,22 @@ def of_lattice(lattice: list[int]) -> list[int]:
 @pytest.mark.parametrize("name", LATTICES)
 @pytest.mark.parametrize("keys", [[0, 3, 5], [-1, 2, -1, 4]], ids=["on the map", "some outside"])
 @pytest.mark.parametrize("slots", [2, 0])
-def test_sampled_mix_and_its_derivatives(name: str, keys: list[int], slots: int) -> None:
+@pytest.mark.parametrize("by_channels", [False, True])
+def test_sampled_mix_and_its_derivatives(name: str, keys: list[int], slots: int, by_channels: bool) -> None:
     lattice, own = LATTICES[name], of_lattice(LATTICES[name])
     places = torch.randint(0, len(keys), (2, len(own), slots))
-    inputs = (real(2, lattice[0] * lattice[1], C), real(4, C, slots + 1), real(4))
+    inputs = (real(2, lattice[0] * lattice[1], C), real(slots + 1, 4, C), real(4))
 
-    def ours(value: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return sampled_mix(value, weight, bias, torch.tensor(keys), places, lattice)
+    def ours(value: Tensor, matrices: Tensor, bias: Tensor) -> Tensor:
+        return sampled_mix(value, matrices, bias, torch.tensor(keys), places, lattice, by_channels)
 
-    def written_out(value: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        out = value[:, own] @ weight[..., 0].t() + bias
+    def written_out(value: Tensor, matrices: Tensor, bias: Tensor) -> Tensor:
+        out = value[:, own] @ matrices[0].t() + bias
         token = [value[:, key] if key >= 0 else torch.zeros_like(value[:, 0]) for key in keys]
         candidates = torch.stack(token, dim=1)
         for m in range(slots):
             chosen = torch.stack([rows[at] for rows, at in zip(candidates, places[..., m], strict=True)])
-            out = out + chosen @ weight[..., 1 + m].t()
+            out = out + chosen @ matrices[1 + m].t()
         return out
 
     torch.testing.assert_close(ours(*inputs), written_out(*inputs), rtol=1e-12, atol=1e-12)
@@ -231,14 +253,14 @@ def test_sampled_mix_and_its_derivatives(name: str, keys: list[int], slots: int)
     torch.testing.assert_close(steps, ours(*inputs), rtol=1e-12, atol=1e-12)
 
 
-def test_sampled_mix_makes_no_gradient_that_nobody_wants() -> None:
-    value, weight = real(2, 6, C).detach(), real(4, C, 3)
-    places = torch.randint(0, 2, (2, 6, 2))
-    out = sampled_mix(value, weight, None, torch.tensor([0, 3]), places, LATTICES["whole"])
-    arguments = (torch.ones_like(out), value, weight.detach(), torch.tensor([0, 3]), places, LATTICES["whole"], False)
-    in_value, in_weight = sampled_mix_backward(*arguments)
+@pytest.mark.parametrize("by_channels", [False, True])
+def test_sampled_mix_makes_no_gradient_that_nobody_wants(by_channels: bool) -> None:
+    value, slots = real(2, 6, C).detach(), real(3, 4, C)
+    rest = (torch.tensor([0, 3]), torch.randint(0, 2, (2, 6, 2)), LATTICES["whole"], by_channels)
+    out = sampled_mix(value, slots, None, *rest)
+    in_value, in_slots = sampled_mix_backward(torch.ones_like(out), value, slots.detach(), *rest, False)
     assert in_value.numel() == 0
-    assert torch.equal(torch.autograd.grad(out.sum(), weight)[0], in_weight)
+    assert torch.equal(torch.autograd.grad(out.sum(), slots)[0], in_slots)
 
 
 @pytest.mark.parametrize("choices", [100, 5000, 40000])  # compared, padded to be sorted by digits, sorted by digits
@@ -260,6 +282,7 @@ def test_torch_finds_nothing_wrong_with_the_operators(dtype: torch.dtype) -> Non
     weight = real(6, C, K)
     table, query, rho, weight = (x.detach().to(dtype).requires_grad_() for x in (table, query, rho, weight))
     sampled = (torch.randint(0, 2, (B, 2, K - 1)), [2, 3, 2, 1, 0, 1, 1, 2])
+    slots, layouts = weight.detach().permute(2, 0, 1).contiguous(), (False, True)
     grad = query.detach().new_ones(B, 2, 6)
     for operator, arguments in (
         (bag_sum, (table, index, rho)),
@@ -272,9 +295,12 @@ def test_torch_finds_nothing_wrong_with_the_operators(dtype: torch.dtype) -> Non
         (nearest, (query.detach(), table.detach(), None, None, None, 3, False)),
         (product_module._linear, (query[0], weight[:, :, 0], None)),
         (product_module._columns, (query[0], table[0, :N])),
-        (sampled_mix, (table[:, :6], weight, weight[:, 0, 0], torch.tensor([-1, 4]), *sampled)),
-        (sampled_mix_backward, (grad, table[:, :6].detach(), weight.detach(), torch.tensor([1, 4]), *sampled, True)),
-        (sampled_mix_backward, (grad, table[:, :6].detach(), weight.detach(), torch.tensor([1, 4]), *sampled, False)),
+        *[(sampled_mix, (table[:, :6], slots, weight[:, 0, 0], torch.tensor([-1, 4]), *sampled, by)) for by in layouts],
+        *[
+            (sampled_mix_backward, (grad, table[:, :6].detach(), slots, torch.tensor([1, 4]), *sampled, by, of_value))
+            for by in layouts
+            for of_value in (True, False)
+        ],
     ):
         result = torch.library.opcheck(operator, arguments, raise_exception=False)
         assert set(result.values()) == {"SUCCESS"}, (operator, result)

@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convnn.ops import network
+from convnn.ops import product as product_module
 from convnn.ops import top as top_module
-from convnn.ops.nearest import _is_one_call, nearest
+from convnn.ops.nearest import nearest
+from convnn.ops.product import one_by_one
 from convnn.ops.top import top
 
 MANY = network.MANY_COLUMNS
@@ -139,11 +141,14 @@ def test_a_network_does_not_care_whether_subnormal_numbers_are_flushed() -> None
 
 
 @pytest.mark.parametrize("keys", [40, 200])  # laid out by keys, by queries
-@pytest.mark.parametrize("channels", [16, 640])  # one product for all samples, one for each
-def test_several_samples_are_searched_together(keys: int, channels: int) -> None:
+@pytest.mark.parametrize(("channels", "wide"), [(16, True), (640, False), (640, True)])
+def test_several_samples_are_searched_together(
+    keys: int, channels: int, wide: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(product_module, "_WIDE_VECTORS", wide)
     torch.manual_seed(0)
     query, key = torch.randn(3, MANY // 2, channels), torch.randn(3, keys, channels)
     own = torch.arange(MANY // 2) % keys
     scores = (query.double() @ key.double().transpose(1, 2)).scatter(2, own.view(1, -1, 1).expand(3, -1, 1), -torch.inf)
-    assert _is_one_call(query, key) == (channels == 16)
+    assert one_by_one(query, key) == (channels == 640 and wide and torch.backends.mkldnn.is_available())
     assert torch.equal(nearest(query, key, None, None, own, 8, False), scores.topk(8).indices)

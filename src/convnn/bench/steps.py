@@ -38,7 +38,10 @@ def step_of(layer: nn.Module, x: Tensor, grad: bool) -> Step:
         upstream = torch.randn_like(layer(x))
 
     def both() -> None:
-        torch.autograd.grad(layer(inputs[0]), inputs, upstream)
+        for tensor in inputs:
+            tensor.grad = None
+        # Into .grad, as in training: a gradient that lies otherwise than its parameter is laid out anew there.
+        layer(inputs[0]).backward(upstream, inputs=inputs)
 
     return both
 

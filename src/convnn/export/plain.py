@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import bags, nearest, product, sampled, slots  # noqa: F401  # importing them registers the operators
+from ..ops import bags, nearest, product, sampled  # noqa: F401  # importing them registers the operators
 from ..stages import aggregate, select
 
 NAMESPACE = "convnn"
@@ -67,16 +67,21 @@ def bag_sum(table: Tensor, index: Tensor, weight: Tensor | None) -> Tensor:
 
 
 def sampled_mix(
-    value: Tensor, weight: Tensor, bias: Tensor | None, keys: Tensor, places: Tensor, lattice: Sequence[int]
+    value: Tensor,
+    slots: Tensor,
+    bias: Tensor | None,
+    keys: Tensor,
+    places: Tensor,
+    lattice: Sequence[int],
+    by_channels: bool,
 ) -> Tensor:
     """Mix the query's own token and the candidates at ``places``, as ``ops.sampled`` does."""
-    out, channels, k = weight.shape
-    mixed = F.linear(sampled.queries_of(value, lattice).flatten(1, -2), weight[..., 0], bias)
-    if k == 1:
-        return mixed
-    matrices = weight[..., 1:].permute(2, 0, 1).reshape((k - 1) * out, channels)
-    projected = F.linear(sampled.pick(value, keys).flatten(0, 1), matrices)
-    return mixed + bag_sum(projected.view(value.shape[0], -1, out), _slot_rows(places), None)
+    k, out, channels = slots.shape
+    mixed = F.linear(sampled.queries_of(value, lattice).flatten(1, -2), slots[0], bias)
+    if k > 1:
+        projected = F.linear(sampled.pick(value, keys).flatten(0, 1), slots[1:].reshape((k - 1) * out, channels))
+        mixed = mixed + bag_sum(projected.view(value.shape[0], -1, out), _slot_rows(places), None)
+    return mixed.transpose(1, 2).contiguous().transpose(1, 2) if by_channels else mixed
 
 
 def slot_mix(value: Tensor, weight: Tensor, index: Tensor, rho: Tensor | None, groups: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import plan
 from ..ops.bags import bag_sum, slot_rows
-from ..ops.sampled import pick, queries_of, sampled_mix
+from ..ops.sampled import lie_by_channels, pick, queries_of, sampled_mix
 from ..ops.slots import project
 from ..ops.softmax import short_softmax
 from ..precision import autocast_dtype
@@ -81,7 +81,8 @@ def candidates_of_map(problem: Search, tokens: Tensor, padding: tuple[int, ...])
 def mix_map(problem: Search, aggregation: Gather, places: Tensor, padding: tuple[int, ...]) -> Tensor:
     """Aggregate as ``mix`` the values of a map ``(B, M, C)``; the problem's grid has a padding of zeros around it.
 
-    The padding exists in the positions alone: of its tokens those that are candidates are made, and no others.
+    The padding exists in the positions alone: of its tokens those that are candidates are made, and no others. The
+    result lies as the values do, token by token or channel by channel.
     """
     lattice, weight, bias = problem.query_index, aggregation.weight, aggregation.bias
     if not isinstance(lattice, Lattice) or weight is None:
@@ -89,9 +90,10 @@ def mix_map(problem: Search, aggregation: Gather, places: Tensor, padding: tuple
     dtype = autocast_dtype(aggregation.value)
     grid = [size - 2 * amount for size, amount in zip(problem.grid, padding, strict=True)]
     origin = [start - amount for start, amount in zip(lattice.origin, padding, strict=True)]
+    slots = weight.to(dtype).permute(2, 0, 1).contiguous()
     mixed: Tensor = sampled_mix(
-        aggregation.value.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype),
-        _keys_of_map(problem, padding), places, [*grid, *lattice.shape, *origin, *lattice.stride],
+        aggregation.value.to(dtype), slots, None if bias is None else bias.to(dtype), _keys_of_map(problem, padding),
+        places, [*grid, *lattice.shape, *origin, *lattice.stride], lie_by_channels(aggregation.value),
     )  # fmt: skip
     return mixed
 

@@ -36,7 +36,7 @@ def sample(layer: Any, x: Tensor) -> tuple[Tensor, Lattice] | None:
     grid = tuple([size + 2 * amount for size, amount in zip(sizes, layer.padding, strict=True)])
     if isinstance(layer.candidates, Random | Grid) and layer.candidates.takes_all(grid):
         return None
-    x = geometry.token_major(geometry.pixel_unshuffle(x, layer.unshuffle))
+    x = geometry.pixel_unshuffle(x, layer.unshuffle)
     lattice = geometry.lattice_of(grid, layer.query_margin, layer.stride)
     inside = tuple([margin - amount for margin, amount in zip(lattice.origin, layer.padding, strict=True)])
     query = geometry.to_tokens(geometry.at_lattice(x, dataclasses.replace(lattice, origin=inside)))

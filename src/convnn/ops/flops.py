@@ -38,15 +38,15 @@ def _columns(x: Shape, y: Shape, *_: Any, **__: Any) -> int:
     return 2 * math.prod(x) * y[1]
 
 
-def _sampled_mix(value: Shape, weight: Shape, bias: Any, keys: Shape, places: Shape, *_: Any, **__: Any) -> int:
-    out, channels, k = weight
+def _sampled_mix(value: Shape, slots: Shape, bias: Any, keys: Shape, places: Shape, *_: Any, **__: Any) -> int:
+    k, out, channels = slots
     return 2 * places[0] * (places[1] + keys[0] * (k - 1)) * out * channels
 
 
 def _sampled_mix_backward(
-    grad: Shape, value: Shape, weight: Shape, keys: Shape, places: Shape, *rest: Any, **_: Any
+    grad: Shape, value: Shape, slots: Shape, keys: Shape, places: Shape, *rest: Any, **_: Any
 ) -> int:
-    forward = _sampled_mix(value, weight, None, keys, places)
+    forward = _sampled_mix(value, slots, None, keys, places)
     return 2 * forward if rest[-1] else forward
 
 

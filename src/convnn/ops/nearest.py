@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .product import product
+from .product import one_by_one, product
 from .top import network_width, top
 from .vmap import register_loop
 
@@ -15,10 +15,9 @@ from .vmap import register_loop
 _TILE_ELEMENTS = 1 << 21
 _TILE_ELEMENTS_ON_DEVICE = 1 << 26
 _MOST_KEYS = 1 << 13
+_FEW_KEYS = 64
 # Up to this many keys, several samples share a tile.
 _NARROW = 256
-# Below this many multiply-adds a sample, one call for all of them is faster than the faster product for each.
-_SMALL_PRODUCT = 1 << 22
 
 
 @torch.library.custom_op("convnn::nearest", mutates_args=())
@@ -80,19 +79,14 @@ def _products(x: Tensor, y: Tensor) -> Tensor:
     """Multiply ``(b, n, C)`` and ``(b, m, C)`` to ``(b, n, m)``."""
     if x.shape[0] == 1:
         return product(x[0], y[0]).unsqueeze(0)
-    return torch.bmm(x, y.transpose(1, 2)) if _is_one_call(x, y) else torch.stack(_each(x, y))
+    return torch.stack(_each(x, y)) if one_by_one(x, y) else torch.bmm(x, y.transpose(1, 2))
 
 
 def _products_by_keys(query: Tensor, key: Tensor) -> Tensor:
     """Multiply as ``_products``; in memory ``(m, b, n)``, the scores of all queries with one key together."""
-    if _is_one_call(query, key):
-        return torch.bmm(key, query.transpose(1, 2)).transpose(0, 1).contiguous().permute(1, 2, 0)
-    return torch.stack(_each(key, query), dim=1).permute(1, 2, 0)
-
-
-def _is_one_call(x: Tensor, y: Tensor) -> bool:
-    """Whether all samples are multiplied by one call: ``product`` is no faster for them."""
-    return x.device.type != "cpu" or x[0].numel() * y.shape[1] < _SMALL_PRODUCT
+    if one_by_one(key, query):
+        return torch.stack(_each(key, query), dim=1).permute(1, 2, 0)
+    return torch.bmm(key, query.transpose(1, 2)).transpose(0, 1).contiguous().permute(1, 2, 0)
 
 
 def _each(x: Tensor, y: Tensor) -> list[Tensor]:
@@ -134,10 +128,12 @@ class _Tile(NamedTuple):
         """Return the scores ``(b, n, m)`` of some keys and the places ``(b, n, k)`` of the best among them."""
         scores = self._scores(keys, k)
         excluding = self.masked is not None or self.own is not None
+        # Of few keys, all scores are read in order faster than the last chosen ones are looked up.
+        real = excluding and scores.shape[2] <= _FEW_KEYS and bool(scores.amin() > -torch.inf)
         if excluding:
             self._exclude(scores, keys)
         place = top(scores, min(k, scores.shape[2]))
-        if excluding and bool(_at(scores, place[..., -1:]).isneginf().any()):
+        if excluding and not real and bool(_at(scores, place[..., -1:]).isneginf().any()):
             # A real score of -inf must still beat an excluded key: raise the real ones, exclude again, search again.
             scores = self._scores(keys, k).clamp_(min=torch.finfo(scores.dtype).min)
             self._exclude(scores, keys)

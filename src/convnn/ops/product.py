@@ -8,14 +8,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.grad import conv2d_weight
+from torch.nn.grad import conv1d_weight, conv2d_weight
 
 from .vmap import register_loop
 
 # From this many multiply-adds on, oneDNN's set-up costs less than it saves.
 _WORTH_ONEDNN = 1 << 18
+# Below this many multiply-adds a sample, one call for all of them is faster than the faster product for each.
+_SMALL_SAMPLE = 1 << 22
 # As how many images a product of columns is written: their rows are what threads part between them.
 _IMAGES = 8
+# Where vectors are shorter, oneDNN has no advantage over the BLAS library, and multiplies columns at half its speed.
+_WIDE_VECTORS = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def _onednn() -> Any:
@@ -56,20 +60,60 @@ def _dense(x: Tensor) -> Tensor:
     return x if x.is_contiguous() or x.t().is_contiguous() else x.contiguous()
 
 
+def one_by_one(x: Tensor, y: Tensor) -> bool:
+    """Whether samples ``(B, n, c)`` and ``(B, m, c)`` are multiplied faster by ``product`` than all in one call.
+
+    >>> one_by_one(torch.ones(2, 3, 4), torch.ones(2, 5, 4))
+    False
+    """
+    large = x[0].numel() * y.shape[1] >= _SMALL_SAMPLE
+    return large and _WIDE_VECTORS and _goes_to_onednn(x[0], y[0])
+
+
 def column_product(x: Tensor, y: Tensor) -> Tensor:
     """Return the inner products of columns: ``(n, c)`` and ``(n, m)`` to ``(c, m)``; no gradient.
 
     >>> column_product(torch.eye(2), torch.tensor([[1.0], [2.0]])).flatten()
     tensor([1., 2.])
     """
-    few_columns = min(x.shape[1], y.shape[1]) <= x.shape[0]
-    if few_columns and torch.get_num_threads() > 1 and _goes_to_onednn(x.t(), y.t()):
+    if not (_WIDE_VECTORS and _goes_to_onednn(x.t(), y.t())):
+        return F.linear(x.t(), y.t())
+    if torch.get_num_threads() > 1 and min(x.shape[1], y.shape[1]) <= x.shape[0]:
         # The gradient of a 1x1 convolution's weight: oneDNN reads both as they lie, where a product transposes one.
         images = math.gcd(x.shape[0], _IMAGES)
         image, gradient = (t.contiguous().view(images, -1, 1, t.shape[1]).permute(0, 3, 1, 2) for t in (y, x))
         out: Tensor = conv2d_weight(image, (x.shape[1], y.shape[1], 1, 1), gradient)
         return out[:, :, 0, 0]
     return product(x.t(), y.t())
+
+
+def map_product(x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Apply a matrix ``(m, c)`` to the tokens of maps: ``(B, c, n)`` to ``(B, m, n)``, plus bias ``(m,)``; no gradient.
+
+    >>> map_product(torch.tensor([[[1.0], [2.0]]]), torch.tensor([[1.0, 1.0]])).flatten()
+    tensor([3.])
+    """
+    if _WIDE_VECTORS and _goes_to_onednn(_one_map(x), matrix):
+        return F.conv1d(x, matrix.unsqueeze(2), bias)
+    out = torch.bmm(matrix.expand(x.shape[0], -1, -1), x)  # matmul would lay the maps out anew
+    return out if bias is None else out.add_(bias.unsqueeze(1))
+
+
+def _one_map(x: Tensor) -> Tensor:
+    """View the tokens ``(n, c)`` of the first of maps ``(B, c, n)``; none of no maps."""
+    return x[:1].flatten(0, 1).t()
+
+
+def map_column_product(x: Tensor, y: Tensor) -> Tensor:
+    """Sum the products of two maps over all tokens: ``(B, c, n)`` and ``(B, m, n)`` to ``(c, m)``; no gradient.
+
+    >>> map_column_product(torch.ones(2, 1, 3), torch.ones(2, 1, 3))
+    tensor([[6.]])
+    """
+    if _WIDE_VECTORS and _goes_to_onednn(_one_map(x).t(), _one_map(y).t()):
+        out: Tensor = conv1d_weight(y, (x.shape[1], y.shape[1], 1), x)
+        return out[:, :, 0]
+    return torch.bmm(x, y.transpose(1, 2)).sum(0)
 
 
 @torch.library.custom_op("convnn::linear", mutates_args=())

@@ -3,7 +3,8 @@
     out[b,n] = bias + W_0 value[b, own_n] + sum over the other slots m of  (W_m picked)[b, place[b,n,m]]
 
 Slot 0 is the query's own token; ``picked`` are the candidates' values. In one operator, because between several every
-intermediate result, as large as the output, would be written to memory and read again.
+intermediate result, as large as the output, would be written to memory and read again. Tokens of a map come either one
+after the other, or channel by channel as in an NCHW map (``by_channels``); they are read, and results laid out, so.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .bags import add_bags, bag_sum, flat_slot_rows, invert_flat, scatter_rows, slot_rows
-from .product import column_product, linear, product
+from .product import column_product, linear, map_column_product, map_product, product
 from .slots import project
 from .vmap import register_loop
 
@@ -36,144 +37,183 @@ def queries_of(value: Tensor, lattice: Sequence[int]) -> Tensor:
 
 def pick(value: Tensor, keys: Tensor) -> Tensor:
     """Return the tokens ``(B, r, C)`` at positions ``(r,)``; at -1, outside the map, a token of zeros."""
-    return value.index_select(1, keys.clamp(min=0)).masked_fill(_outside(keys), 0)
+    at = keys.clamp(min=0)
+    # index_select would first copy values that do not lie token by token.
+    picked = value.index_select(1, at) if value.is_contiguous() else value[:, at]
+    return picked.masked_fill(_outside(keys), 0)
+
+
+def lie_by_channels(value: Tensor) -> bool:
+    """Whether tokens ``(B, M, C)`` lie channel by channel, as those of an NCHW map do.
+
+    >>> lie_by_channels(torch.randn(2, 4, 3, 3).flatten(2).transpose(1, 2)), lie_by_channels(torch.randn(2, 9, 4))
+    (True, False)
+    """
+    return value.transpose(1, 2).is_contiguous() and not value.is_contiguous()
 
 
 def _outside(keys: Tensor) -> Tensor:
     return (keys < 0).view(1, -1, 1)
 
 
-def _own(value: Tensor, lattice: Sequence[int]) -> Tensor:
-    return queries_of(value, lattice).reshape(-1, value.shape[2])
-
-
-def _matrices(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Part ``(C_out, C_in, k)`` into the own slot's matrix and the others' below each other."""
-    slots = weight.permute(2, 0, 1).contiguous()
-    return slots[0], slots[1:].flatten(0, 1)
+def _own(value: Tensor, lattice: Sequence[int], by_channels: bool) -> Tensor:
+    """Return the queries' own tokens, as rows ``(B * N, C)`` or as maps ``(B, C, N)``."""
+    own = queries_of(value, lattice)
+    return own.movedim(-1, 1).flatten(2) if by_channels else own.reshape(-1, value.shape[2])
 
 
 @torch.library.custom_op("convnn::sampled_mix", mutates_args=())
 def sampled_mix(
-    value: Tensor, weight: Tensor, bias: Tensor | None, keys: Tensor, places: Tensor, lattice: Sequence[int]
+    value: Tensor,
+    slots: Tensor,
+    bias: Tensor | None,
+    keys: Tensor,
+    places: Tensor,
+    lattice: Sequence[int],
+    by_channels: bool,
 ) -> Tensor:
     """Mix the query's own token and the candidates at ``places``, one matrix per slot.
 
     Args:
         value: ``(B, M, C_in)``, the tokens of a map in raster order.
-        weight: ``(C_out, C_in, k)``.
+        slots: ``(k, C_out, C_in)``, the matrices.
         bias: ``(C_out,)`` or None.
         keys: ``(r,)``, the candidates' positions; -1 is a token of zeros.
         places: ``(B, N, k - 1)``, which candidates fill the slots behind the first.
         lattice: where the queries stand, as ``queries_of`` takes it.
+        by_channels: whether to read the values, and lay out the result, channel by channel.
 
     Returns:
         ``(B, N, C_out)``.
     """
-    first, others = _matrices(weight)
-    mixed = product(_own(value, lattice), first, bias)
+    batch, queries, out = places.shape[0], places.shape[1], slots.shape[1]
+    own = _own(value, lattice, by_channels)
+    mixed = map_product(own, slots[0], bias) if by_channels else product(own, slots[0], bias).view(1, -1, out)
     if places.numel():
-        table = product(pick(value, keys).flatten(0, 1), others).view(-1, weight.shape[0])
-        add_bags(mixed, table, flat_slot_rows(places, keys.shape[0]), places.shape[2])
-    return mixed.view(places.shape[0], places.shape[1], weight.shape[0])
+        table = product(pick(value, keys).flatten(0, 1), slots[1:].flatten(0, 1)).view(-1, out)
+        rows = flat_slot_rows(places, keys.shape[0])
+        for total, theirs in zip(mixed, rows.chunk(mixed.shape[0]), strict=True):
+            add_bags(total.t() if by_channels else total, table, theirs, places.shape[2])
+    return mixed.transpose(1, 2) if by_channels else mixed.view(batch, queries, out)
 
 
 @torch.library.custom_op("convnn::sampled_mix_backward", mutates_args=())
 def sampled_mix_backward(
     grad: Tensor,
     value: Tensor,
-    weight: Tensor,
+    slots: Tensor,
     keys: Tensor,
     places: Tensor,
     lattice: Sequence[int],
+    by_channels: bool,
     of_value: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of the values (empty unless ``of_value``) and of the matrices."""
     batch, _, channels = value.shape
-    out, slots, count = weight.shape[0], places.shape[2], keys.shape[0]
-    rows = grad.reshape(-1, out)
-    first, others = _matrices(weight)
-    in_weight = torch.empty_like(weight)
-    in_weight[..., 0] = column_product(rows, _own(value, lattice))
-    in_value = _to_map(product(rows, first.t()), value, lattice) if of_value else value.new_empty(0)
-    if not places.numel():
-        in_weight[..., 1:] = 0
+    others, out, count = places.shape[2], slots.shape[1], keys.shape[0]
+    in_slots, own = torch.empty_like(slots), _own(value, lattice, by_channels)
+    if by_channels:
+        in_slots[0] = map_column_product(grad.transpose(1, 2), own)
+        in_own = map_product(grad.transpose(1, 2), slots[0].t()) if of_value else None
     else:
-        inverse = invert_flat(flat_slot_rows(places, count), batch * count * slots, slots)
-        sums = scatter_rows(grad, inverse, None, count * slots).view(-1, slots * out)
-        by_slot = column_product(sums, pick(value, keys).flatten(0, 1))
-        in_weight[..., 1:] = by_slot.view(slots, out, channels).permute(1, 2, 0)
+        in_slots[0] = column_product(grad.reshape(-1, out), own)
+        in_own = product(grad.reshape(-1, out), slots[0].t()) if of_value else None
+    in_value = value.new_empty(0) if in_own is None else _to_map(in_own, value, lattice, by_channels)
+    if not places.numel():
+        in_slots[1:] = 0
+    else:
+        inverse = invert_flat(flat_slot_rows(places, count), batch * count * others, others)
+        sums = scatter_rows(grad, inverse, None, count * others).view(-1, others * out)
+        in_slots[1:] = column_product(sums, pick(value, keys).flatten(0, 1)).view(others, out, channels)
         if of_value:
-            in_picked = product(sums, others.t()).view(batch, count, channels)
+            in_picked = product(sums, slots[1:].flatten(0, 1).t()).view(batch, count, channels)
             in_value.index_add_(1, keys.clamp(min=0), in_picked.masked_fill_(_outside(keys), 0))
-    return in_value, in_weight
+    return in_value, in_slots
 
 
-def _to_map(rows: Tensor, value: Tensor, lattice: Sequence[int]) -> Tensor:
-    """Put the rows of the queries where they stand on a map shaped as ``value``, zeros elsewhere."""
+def _to_map(own: Tensor, value: Tensor, lattice: Sequence[int], by_channels: bool) -> Tensor:
+    """Put what belongs to the queries, laid out as ``_own``, where they stand; tokens as ``value``, zeros elsewhere."""
     axes = len(lattice) // 4
     if all(lattice[axis] == lattice[axes + axis] for axis in range(axes)):  # every token is a query
-        return rows.view(value.shape)
-    out = value.new_zeros(value.shape)
+        return own.transpose(1, 2) if by_channels else own.view(value.shape)
+    out = _empty(value, value.shape[1:], by_channels).zero_()
     queries = queries_of(out, lattice)
-    queries.copy_(rows.view(queries.shape))
+    shape = lattice[axes : 2 * axes]
+    queries.copy_(own.unflatten(2, shape).movedim(1, -1) if by_channels else own.view(queries.shape))
     return out
+
+
+def _empty(value: Tensor, shape: Sequence[int], by_channels: bool) -> Tensor:
+    """Make tokens ``(B, *shape)`` like the values, in either layout."""
+    rows, channels = shape
+    if by_channels:
+        return value.new_empty(value.shape[0], channels, rows).transpose(1, 2)
+    return value.new_empty(value.shape[0], rows, channels)
 
 
 @sampled_mix.register_fake
 def _(
-    value: Tensor, weight: Tensor, bias: Tensor | None, keys: Tensor, places: Tensor, lattice: Sequence[int]
+    value: Tensor,
+    slots: Tensor,
+    bias: Tensor | None,
+    keys: Tensor,
+    places: Tensor,
+    lattice: Sequence[int],
+    by_channels: bool,
 ) -> Tensor:
-    return value.new_empty(places.shape[0], places.shape[1], weight.shape[0])
+    return _empty(value, (places.shape[1], slots.shape[1]), by_channels)
 
 
 @sampled_mix_backward.register_fake
 def _(
     grad: Tensor,
     value: Tensor,
-    weight: Tensor,
+    slots: Tensor,
     keys: Tensor,
     places: Tensor,
     lattice: Sequence[int],
+    by_channels: bool,
     of_value: bool,
 ) -> tuple[Tensor, Tensor]:
-    return value.new_empty(value.shape if of_value else (0,)), torch.empty_like(weight)
+    in_value = _empty(value, value.shape[1:], by_channels) if of_value else value.new_empty(0)
+    return in_value, torch.empty_like(slots)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    value, weight, _, keys, places, ctx.lattice = inputs
-    ctx.save_for_backward(value, weight, keys, places)
+    value, slots, _, keys, places, ctx.lattice, ctx.by_channels = inputs
+    ctx.save_for_backward(value, slots, keys, places)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    value, weight, keys, places = ctx.saved_tensors
+    value, slots, keys, places = ctx.saved_tensors
     of_value, _, of_bias = ctx.needs_input_grad[:3]
-    in_value, in_weight = sampled_mix_backward(grad, value, weight, keys, places, ctx.lattice, of_value)
+    in_value, in_slots = sampled_mix_backward(grad, value, slots, keys, places, ctx.lattice, ctx.by_channels, of_value)
     in_bias = grad.sum((0, 1)) if of_bias else None
-    return in_value if of_value else None, in_weight, in_bias, None, None, None
+    return in_value if of_value else None, in_slots, in_bias, None, None, None, None
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    grad, value, weight, keys, places, ctx.lattice, ctx.of_value = inputs
-    ctx.save_for_backward(grad, value, weight, keys, places)
+    grad, value, slots, keys, places, ctx.lattice, _, ctx.of_value = inputs
+    ctx.save_for_backward(grad, value, slots, keys, places)
 
 
 def _double_backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
     """Differentiate the backward pass as that of the same sum written as differentiable operators."""
-    grad, value, weight, keys, places = ctx.saved_tensors
+    grad, value, slots, keys, places = ctx.saved_tensors
     with torch.enable_grad():
-        given = [x if x.requires_grad else x.detach().requires_grad_() for x in (grad, value, weight)]
+        given = [x if x.requires_grad else x.detach().requires_grad_() for x in (grad, value, slots)]
         mixed = in_steps(given[1], given[2], keys, places, ctx.lattice)
         outputs = torch.autograd.grad(mixed, given[1:], given[0], create_graph=True)
         wanted = slice(0 if ctx.of_value else 1, 2)
         found = torch.autograd.grad(outputs[wanted], given, cotangents[wanted], create_graph=True, allow_unused=True)
-    return *found, None, None, None, None
+    return *found, None, None, None, None, None
 
 
-def in_steps(value: Tensor, weight: Tensor, keys: Tensor, places: Tensor, lattice: Sequence[int]) -> Tensor:
+def in_steps(value: Tensor, slots: Tensor, keys: Tensor, places: Tensor, lattice: Sequence[int]) -> Tensor:
     """Return ``sampled_mix`` without bias, one operator a step: differentiable to any order."""
-    own = linear(_own(value, lattice), weight[..., 0]).view(*places.shape[:2], -1)
-    others: Tensor = bag_sum(project(pick(value, keys), weight[..., 1:], 1), slot_rows(places, keys.shape[0]), None)
+    own = linear(_own(value, lattice, False), slots[0]).view(*places.shape[:2], -1)
+    projected = project(pick(value, keys), slots[1:].permute(1, 2, 0), 1)
+    others: Tensor = bag_sum(projected, slot_rows(places, keys.shape[0]), None)
     return own + others
 
 
