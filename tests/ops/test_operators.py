@@ -216,6 +216,9 @@ def test_products_of_maps(shape: tuple[int, int, int], wide: bool, monkeypatch: 
 LATTICES = {"whole": [2, 3, 2, 3, 0, 0, 1, 1], "inside": [3, 4, 1, 2, 1, 1, 1, 1], "thinned": [4, 3, 2, 2, 0, 0, 2, 2]}
 
 
+KEYS = {"on the map": [0, 3, 5], "one outside": [-1, 2, 4], "some outside": [-1, 2, -1, 4], "all outside": [-1] * 3}
+
+
 def of_lattice(lattice: list[int]) -> list[int]:
     """The positions of the queries, row by row."""
     return [
@@ -226,7 +229,7 @@ def of_lattice(lattice: list[int]) -> list[int]:
 
 
 @pytest.mark.parametrize("name", LATTICES)
-@pytest.mark.parametrize("keys", [[0, 3, 5], [-1, 2, -1, 4]], ids=["on the map", "some outside"])
+@pytest.mark.parametrize("keys", KEYS.values(), ids=KEYS)
 @pytest.mark.parametrize("slots", [2, 0])
 @pytest.mark.parametrize("by_channels", [False, True])
 def test_sampled_mix_and_its_derivatives(name: str, keys: list[int], slots: int, by_channels: bool) -> None:
@@ -251,6 +254,14 @@ def test_sampled_mix_and_its_derivatives(name: str, keys: list[int], slots: int,
     assert torch.autograd.gradgradcheck(ours, inputs)
     steps = in_steps(inputs[0], inputs[1], torch.tensor(keys), places, lattice) + inputs[2]
     torch.testing.assert_close(steps, ours(*inputs), rtol=1e-12, atol=1e-12)
+
+
+def test_candidates_outside_the_map_meet_the_matrices_once() -> None:
+    value, slots = torch.randn(2, 6, 32), torch.randn(3, 64, 32)
+    keys, places = torch.tensor([0, -1, -1, 3, -1, -1]), torch.randint(0, 6, (2, 6, 2))
+    with torch.profiler.profile(record_shapes=True) as run:
+        sampled_mix(value, slots, None, keys, places, LATTICES["whole"], False)
+    assert [2 * 3, 32] in [event.input_shapes[0] for event in run.events() if event.name == "aten::linear"]
 
 
 @pytest.mark.parametrize("by_channels", [False, True])

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .bags import add_bags, bag_sum, flat_slot_rows, invert_flat, scatter_rows, slot_rows
@@ -56,6 +57,16 @@ def _outside(keys: Tensor) -> Tensor:
     return (keys < 0).view(1, -1, 1)
 
 
+def _outside_once(keys: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """Let all candidates outside the map be one, the last: a token of zeros needs to meet the matrices once only."""
+    inside = keys >= 0
+    if keys.device.type != "cpu" or int(inside.sum()) >= keys.shape[0] - 1:  # elsewhere, to know how many is to wait
+        return keys, places
+    kept = keys[inside]
+    place = (inside.cumsum(0, dtype=torch.int32) - 1).masked_fill_(~inside, kept.shape[0])
+    return F.pad(kept, (0, 1), value=-1), place.index_select(0, places.flatten()).view(places.shape)
+
+
 def _own(value: Tensor, lattice: Sequence[int], by_channels: bool) -> Tensor:
     """Return the queries' own tokens, as rows ``(B * N, C)`` or as maps ``(B, C, N)``."""
     own = queries_of(value, lattice)
@@ -90,6 +101,7 @@ def sampled_mix(
     own = _own(value, lattice, by_channels)
     mixed = map_product(own, slots[0], bias) if by_channels else product(own, slots[0], bias).view(1, -1, out)
     if places.numel():
+        keys, places = _outside_once(keys, places)
         table = product(pick(value, keys).flatten(0, 1), slots[1:].flatten(0, 1)).view(-1, out)
         rows = flat_slot_rows(places, keys.shape[0])
         for total, theirs in zip(mixed, rows.chunk(mixed.shape[0]), strict=True):
@@ -110,6 +122,7 @@ def sampled_mix_backward(
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of the values (empty unless ``of_value``) and of the matrices."""
     batch, _, channels = value.shape
+    keys, places = _outside_once(keys, places)
     others, out, count = places.shape[2], slots.shape[1], keys.shape[0]
     in_slots, own = torch.empty_like(slots), _own(value, lattice, by_channels)
     if by_channels:
