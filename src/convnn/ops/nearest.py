@@ -15,6 +15,7 @@ from .vmap import register_loop
 _TILE_ELEMENTS = 1 << 21
 _TILE_ELEMENTS_ON_DEVICE = 1 << 26
 _MOST_KEYS = 1 << 13
+# Up to so many, all scores are read in order faster than the last chosen ones are looked up.
 _FEW_KEYS = 64
 # Up to this many keys, several samples share a tile.
 _NARROW = 256
@@ -128,12 +129,11 @@ class _Tile(NamedTuple):
         """Return the scores ``(b, n, m)`` of some keys and the places ``(b, n, k)`` of the best among them."""
         scores = self._scores(keys, k)
         excluding = self.masked is not None or self.own is not None
-        # Of few keys, all scores are read in order faster than the last chosen ones are looked up.
-        real = excluding and scores.shape[2] <= _FEW_KEYS and bool(scores.amin() > -torch.inf)
+        finite = excluding and scores.shape[2] <= _FEW_KEYS and bool(scores.amin() > -torch.inf)
         if excluding:
             self._exclude(scores, keys)
         place = top(scores, min(k, scores.shape[2]))
-        if excluding and not real and bool(_at(scores, place[..., -1:]).isneginf().any()):
+        if excluding and not finite and bool(_at(scores, place[..., -1:]).isneginf().any()):
             # A real score of -inf must still beat an excluded key: raise the real ones, exclude again, search again.
             scores = self._scores(keys, k).clamp_(min=torch.finfo(scores.dtype).min)
             self._exclude(scores, keys)
