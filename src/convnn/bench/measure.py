@@ -60,11 +60,12 @@ def _ways(case: Case) -> list[str]:
 
 
 def _in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Run a function in a process that has imported torch and done nothing else."""
+    """Run a function in a process that has imported torch, its compiler too, and done nothing else."""
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
     if method == "forkserver":
-        context.set_forkserver_preload(["torch", __name__])
+        # The first custom operator of a process imports the compiler, which takes seconds: once for all of them.
+        context.set_forkserver_preload(["torch", "torch._dynamo", __name__])
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(function, *arguments).result()
 
