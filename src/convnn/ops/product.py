@@ -18,7 +18,7 @@ _WORTH_ONEDNN = 1 << 18
 _SMALL_SAMPLE = 1 << 22
 # As how many images a product of columns is written: their rows are what threads part between them.
 _IMAGES = 8
-# Where vectors are shorter, oneDNN has no advantage over the BLAS library, and multiplies columns at half its speed.
+# Where vectors are shorter, oneDNN has no lead over the BLAS library, and is far behind it with columns.
 _WIDE_VECTORS = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
@@ -51,6 +51,11 @@ def _goes_to_onednn(x: Tensor, y: Tensor) -> bool:
     return known and _onednn_is_on() and x.shape[0] * y.shape[0] * x.shape[1] >= _WORTH_ONEDNN
 
 
+def _onednn_leads(x: Tensor, y: Tensor) -> bool:
+    """Whether oneDNN is so much faster than the BLAS library that a detour to it pays."""
+    return _WIDE_VECTORS and _goes_to_onednn(x, y)
+
+
 def _onednn_is_on() -> bool:
     """Whether ``torch.backends.mkldnn.flags`` leaves oneDNN on."""
     return bool(torch._C._get_mkldnn_enabled())
@@ -66,8 +71,7 @@ def one_by_one(x: Tensor, y: Tensor) -> bool:
     >>> one_by_one(torch.ones(2, 3, 4), torch.ones(2, 5, 4))
     False
     """
-    large = x[0].numel() * y.shape[1] >= _SMALL_SAMPLE
-    return large and _WIDE_VECTORS and _goes_to_onednn(x[0], y[0])
+    return x[0].numel() * y.shape[1] >= _SMALL_SAMPLE and _onednn_leads(x[0], y[0])
 
 
 def column_product(x: Tensor, y: Tensor) -> Tensor:
@@ -76,7 +80,7 @@ def column_product(x: Tensor, y: Tensor) -> Tensor:
     >>> column_product(torch.eye(2), torch.tensor([[1.0], [2.0]])).flatten()
     tensor([1., 2.])
     """
-    if not (_WIDE_VECTORS and _goes_to_onednn(x.t(), y.t())):
+    if not _onednn_leads(x.t(), y.t()):
         return F.linear(x.t(), y.t())
     if torch.get_num_threads() > 1 and min(x.shape[1], y.shape[1]) <= x.shape[0]:
         # The gradient of a 1x1 convolution's weight: oneDNN reads both as they lie, where a product transposes one.
@@ -93,7 +97,7 @@ def map_product(x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor
     >>> map_product(torch.tensor([[[1.0], [2.0]]]), torch.tensor([[1.0, 1.0]])).flatten()
     tensor([3.])
     """
-    if _WIDE_VECTORS and _goes_to_onednn(_one_map(x), matrix):
+    if _onednn_leads(_one_map(x), matrix):
         return F.conv1d(x, matrix.unsqueeze(2), bias)
     out = torch.bmm(matrix.expand(x.shape[0], -1, -1), x)  # matmul would lay the maps out anew
     return out if bias is None else out.add_(bias.unsqueeze(1))
@@ -110,7 +114,7 @@ def map_column_product(x: Tensor, y: Tensor) -> Tensor:
     >>> map_column_product(torch.ones(2, 1, 3), torch.ones(2, 1, 3))
     tensor([[6.]])
     """
-    if _WIDE_VECTORS and _goes_to_onednn(_one_map(x).t(), _one_map(y).t()):
+    if _onednn_leads(_one_map(x).t(), _one_map(y).t()):
         out: Tensor = conv1d_weight(y, (x.shape[1], y.shape[1], 1), x)
         return out[:, :, 0]
     return torch.bmm(x, y.transpose(1, 2)).sum(0)

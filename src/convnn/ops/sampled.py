@@ -57,10 +57,11 @@ def _outside(keys: Tensor) -> Tensor:
     return (keys < 0).view(1, -1, 1)
 
 
-def _outside_once(keys: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+def _merge_outside(keys: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
     """Let all candidates outside the map be one, the last: a token of zeros needs to meet the matrices once only."""
     inside = keys >= 0
-    if keys.device.type != "cpu" or int(inside.sum()) >= keys.shape[0] - 1:  # elsewhere, to know how many is to wait
+    # Not on other devices: there the program would have to wait for the count.
+    if keys.device.type != "cpu" or int(inside.sum()) >= keys.shape[0] - 1:
         return keys, places
     kept = keys[inside]
     place = (inside.cumsum(0, dtype=torch.int32) - 1).masked_fill_(~inside, kept.shape[0])
@@ -101,7 +102,7 @@ def sampled_mix(
     own = _own(value, lattice, by_channels)
     mixed = map_product(own, slots[0], bias) if by_channels else product(own, slots[0], bias).view(1, -1, out)
     if places.numel():
-        keys, places = _outside_once(keys, places)
+        keys, places = _merge_outside(keys, places)
         table = product(pick(value, keys).flatten(0, 1), slots[1:].flatten(0, 1)).view(-1, out)
         rows = flat_slot_rows(places, keys.shape[0])
         for total, theirs in zip(mixed, rows.chunk(mixed.shape[0]), strict=True):
@@ -122,15 +123,17 @@ def sampled_mix_backward(
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of the values (empty unless ``of_value``) and of the matrices."""
     batch, _, channels = value.shape
-    keys, places = _outside_once(keys, places)
+    keys, places = _merge_outside(keys, places)
     others, out, count = places.shape[2], slots.shape[1], keys.shape[0]
     in_slots, own = torch.empty_like(slots), _own(value, lattice, by_channels)
     if by_channels:
-        in_slots[0] = map_column_product(grad.transpose(1, 2), own)
-        in_own = map_product(grad.transpose(1, 2), slots[0].t()) if of_value else None
+        maps = grad.transpose(1, 2)
+        in_slots[0] = map_column_product(maps, own)
+        in_own = map_product(maps, slots[0].t()) if of_value else None
     else:
-        in_slots[0] = column_product(grad.reshape(-1, out), own)
-        in_own = product(grad.reshape(-1, out), slots[0].t()) if of_value else None
+        rows = grad.reshape(-1, out)
+        in_slots[0] = column_product(rows, own)
+        in_own = product(rows, slots[0].t()) if of_value else None
     in_value = value.new_empty(0) if in_own is None else _to_map(in_own, value, lattice, by_channels)
     if not places.numel():
         in_slots[1:] = 0
