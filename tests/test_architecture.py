@@ -49,7 +49,7 @@ SEES = {
     "errors": (),
     "types": ("errors",),
     "precision": (),
-    "ops": ("ops",),
+    "ops": ("ops", "precision"),
     "resolve": ("checks",),
     "plan": ("precision", "stages"),
     "knn": ("checks", "resolve", "impl.choose"),

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import invalid
-from .precision import search_dtype
+from .precision import search_dtype, wide_dtype
 from .stages import aggregate, candidates, geometry, select, similarity
 from .types import Blend, Gather, Grid, Lattice, Neighbors, Search, Window
 
@@ -25,21 +25,21 @@ class Table(NamedTuple):
     exists: Tensor | None
 
 
-def features(problem: Search) -> tuple[Tensor, Tensor, str]:
-    """The vectors to compare, in the precision of the search: the tokens, or the tokens beside their coordinates."""
+def compared(problem: Search) -> similarity.Compared:
+    """Return what to compare, in the precision of the search: the tokens, or the tokens beside their coordinates."""
     dtype = search_dtype(problem.query.dtype)
     query, key = problem.query.to(dtype), problem.key.to(dtype)
     if not isinstance(problem.similarity, Blend):
-        return query, key, problem.similarity
+        return similarity.Compared(query, key, problem.similarity)
     lam, feature = problem.similarity.lam, problem.similarity.feature
-    places = geometry.coordinates(problem.grid, dtype=dtype, device=key.device)
-    spread = similarity.feature_spread(key)
+    is_euclidean, device = feature in similarity.EUCLIDEAN, key.device
+    places = geometry.coordinates(problem.grid, dtype=wide_dtype(device) if is_euclidean else dtype, device=device)
     own = own_index(problem)
-    own_places = places if own is None else places[own]
-    return (
-        similarity.blend(query, spread, own_places, lam),
-        similarity.blend(key, spread, places, lam),
-        feature,
+    own_places, spread = places if own is None else places[own], similarity.feature_spread(key)
+    if is_euclidean:
+        return similarity.Compared(query, key, feature, lam / spread, own_places * (1 - lam), places * (1 - lam))
+    return similarity.Compared(
+        similarity.blend(query, spread, own_places, lam), similarity.blend(key, spread, places, lam), feature
     )
 
 

@@ -20,6 +20,15 @@ def search_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """Return the widest precision of a device: float64, or float32 where there is none.
+
+    >>> wide_dtype(torch.device("cpu"))
+    torch.float64
+    """
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def autocast_is_on(device: torch.device) -> bool:
     """Whether operations on a device choose their own precision, so that dtypes may differ."""
     return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from convnn.export import plain
-from convnn.ops import bags, nearest, product, sampled, slots
+from convnn.ops import bags, euclidean, nearest, product, sampled, slots
 
 B, N, M, C, K = 3, 7, 11, 6, 4
 
@@ -47,6 +47,20 @@ def test_nearest(bias, mask, own, stable) -> None:
     given = None if bias is None else bias(B, M) if bias is tokens else bias()
     arguments = (query, key, given, None if mask is None else mask(), own, K, stable)
     assert torch.equal(plain.search(*arguments), nearest.nearest(*arguments))
+
+
+@pytest.mark.parametrize("blended", [False, True])
+@pytest.mark.parametrize("mask", [None, masked], ids=["all", "masked"])
+@pytest.mark.parametrize("own", [None, torch.tensor([0, 3, -1, 10, 5, -1, 1])], ids=["others", "own excluded"])
+@pytest.mark.parametrize("stable", [False, True])
+def test_nearest_euclidean(blended, mask, own, stable) -> None:
+    torch.manual_seed(0)
+    query, key = tokens(B, N, C).float() + 1e5, tokens(B, M, C).float() + 1e5
+    key[1, 4], key[2, 3] = torch.inf, torch.nan  # a key infinitely far, and one that is masked where masks are given
+    key[2, 3] = key[2, 3] if mask else 0
+    blend = (tokens(B, 1, 1).abs().float(), tokens(N, 2), tokens(M, 2)) if blended else (None, None, None)
+    arguments = (query, key, *blend, None if mask is None else mask(), own, K, stable)
+    assert torch.equal(plain.search_euclidean(*arguments), euclidean.nearest_euclidean(*arguments))
 
 
 def test_nearest_takes_equal_keys_lowest_first() -> None:

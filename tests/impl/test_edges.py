@@ -11,7 +11,7 @@ from torch import Tensor
 import convnn
 from convnn.testing import assert_close, separated_tokens
 
-IMPLS = ("reference", "dense")
+IMPLS = ("reference", "dense", "tiled")
 FEATURES = ("cosine", "dot", "sqeuclidean", "euclidean")
 pytestmark = pytest.mark.parametrize("impl", IMPLS)
 

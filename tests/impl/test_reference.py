@@ -13,7 +13,7 @@ from torch import Tensor
 import convnn
 from convnn.testing import assert_close, relative_error, separated_tokens
 
-IMPLS = ("reference", "dense")
+IMPLS = ("reference", "dense", "tiled")
 
 
 def similarities(query: list[float], keys: list[list[float]], impl: str, **options: Any) -> list[float]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from convnn.ops import nearest as nearest_module
 from convnn.ops import product as product_module
 from convnn.ops.bags import bag_scatter, bag_sum, invert, pair_distance, pair_product
+from convnn.ops.euclidean import nearest_euclidean
 from convnn.ops.nearest import nearest
 from convnn.ops.product import column_product, columns, linear, map_column_product, map_product, product
 from convnn.ops.sampled import in_steps, sampled_mix, sampled_mix_backward
@@ -295,6 +296,7 @@ def test_torch_finds_nothing_wrong_with_the_operators(dtype: torch.dtype) -> Non
     sampled = (torch.randint(0, 2, (B, 2, K - 1)), [2, 3, 2, 1, 0, 1, 1, 2])
     slots, layouts = weight.detach().permute(2, 0, 1).contiguous(), (False, True)
     grad = query.detach().new_ones(B, 2, 6)
+    blends = ((None, None, None), (torch.ones(B, 1, 1), torch.rand(N, 2), torch.rand(M, 2)))
     for operator, arguments in (
         (bag_sum, (table, index, rho)),
         (bag_sum, (table, index, None)),
@@ -304,6 +306,7 @@ def test_torch_finds_nothing_wrong_with_the_operators(dtype: torch.dtype) -> Non
         (slot_mix, (table, weight, index, rho, 1)),
         (slot_mix_backward, (query.new_ones(B, N, 6), table.detach(), weight.detach(), index, None, 1)),
         (nearest, (query.detach(), table.detach(), None, None, None, 3, False)),
+        *[(nearest_euclidean, (query.detach(), table.detach(), *blend, None, None, 3, False)) for blend in blends],
         (product_module._linear, (query[0], weight[:, :, 0], None)),
         (product_module._columns, (query[0], table[0, :N])),
         *[(sampled_mix, (table[:, :6], slots, weight[:, 0, 0], torch.tensor([-1, 4]), *sampled, by)) for by in layouts],

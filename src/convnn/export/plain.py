@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import bags, nearest, product, sampled  # noqa: F401  # importing them registers the operators
+from ..ops import bags, euclidean, nearest, product, sampled  # noqa: F401  # importing them registers the operators
+from ..precision import wide_dtype
 from ..stages import aggregate, select
 
 NAMESPACE = "convnn"
@@ -23,6 +24,7 @@ def plain_operators() -> dict[Any, Callable[..., Any]]:
     """Return the decompositions of every operator that a forward pass runs, for ``run_decompositions``."""
     plain: dict[str, Callable[..., Any]] = {
         "nearest": search,
+        "nearest_euclidean": search_euclidean,
         "linear": F.linear,
         "sampled_mix": sampled_mix,
         "slot_mix": slot_mix,
@@ -43,9 +45,40 @@ def search(
     if bias is not None:
         bias = bias.unsqueeze(1)
         scores = (scores + bias).masked_fill(bias.isneginf(), -torch.inf)
+    return _best(scores, masked, own, k, stable)
+
+
+def search_euclidean(
+    query: Tensor,
+    key: Tensor,
+    factor: Tensor | None,
+    query_position: Tensor | None,
+    key_position: Tensor | None,
+    masked: Tensor | None,
+    own: Tensor | None,
+    k: int,
+    stable: bool,
+) -> Tensor:
+    """Find the k nearest keys; arguments and result as of ``ops.euclidean``, by products in float64."""
+    dtype = wide_dtype(query.device)
+    centre = key.nan_to_num(0, 0, 0).mean(1, keepdim=True).to(dtype)
+    query, key = query.to(dtype) - centre, key.to(dtype) - centre
+    if factor is not None and query_position is not None and key_position is not None:
+        batch = query.shape[0]
+        query = torch.cat([query * factor, query_position.to(dtype).expand(batch, -1, -1)], 2)
+        key = torch.cat([key * factor, key_position.to(dtype).expand(batch, -1, -1)], 2)
+    if stable:
+        return _best(-(query.unsqueeze(2) - key.unsqueeze(1)).square().sum(-1), masked, own, k, stable)
+    bias = key.square().sum(-1).unsqueeze(1) * -0.5
+    scores = (query @ key.transpose(1, 2) + bias).masked_fill(bias.isneginf(), -torch.inf)
+    return _best(scores, masked, own, k, stable)
+
+
+def _best(scores: Tensor, masked: Tensor | None, own: Tensor | None, k: int, stable: bool) -> Tensor:
+    """Return the k best of scores ``(B, N, M)``, without the masked keys ``(B, M)`` and each query's own ``(N,)``."""
     excluded = None if masked is None else masked.unsqueeze(1)
     if own is not None:
-        taken = (torch.arange(key.shape[1], device=key.device) == own.unsqueeze(1)).unsqueeze(0)
+        taken = (torch.arange(scores.shape[2], device=scores.device) == own.unsqueeze(1)).unsqueeze(0)
         excluded = taken if excluded is None else excluded | taken
     if excluded is not None:
         scores = select.exclude(scores, excluded)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import plan
-from ..precision import without_autocast
+from ..precision import wide_dtype, without_autocast
 from ..stages import aggregate as slots
 from ..stages import similarity
 from ..types import Gather, Neighbors, Search
@@ -21,32 +21,54 @@ def search(problem: Search) -> Neighbors:
     if problem.similarity == "spatial":
         return plan.search_spatial(problem)
     with without_autocast(problem.query.device):
-        query, key, metric = plan.features(problem)
+        compared = plan.compared(problem)
         own = plan.own_index(problem)
         table = plan.table_of(problem, own)
         with torch.no_grad():
-            ranked = similarity.embed_to_rank(query, key, metric, problem.scale)
-            index = plan.choose(problem, _scores(ranked, table, stable=problem.deterministic), table, own)
+            index = plan.choose(problem, _scores(problem, compared, table), table, own)
         if not problem.need_similarity:
             return plan.unweighted(problem, index)
-        embedded = similarity.embed(query, key, metric, problem.scale)
-        pairs = similarity.of_pairs(embedded.query.unsqueeze(2), slots.take(embedded.key, index), metric)
+        pairs = similarity.of_pairs(compared, index, problem.scale, product=_products, distance=_distances)
         return plan.in_slot_order(problem, pairs, index)
 
 
-def _scores(embedded: similarity.Embedded, table: plan.Table, *, stable: bool) -> Tensor:
-    """What the ranking is by: ``(B, N, M)``, or ``(B, N, r)``, or ``(B, N, w)``; -inf for keys infinitely far."""
-    query, key, bias = embedded
-    if table.keys is None or table.keys.dim() == 1:
-        if table.keys is not None:
-            key, bias = key[:, table.keys], None if bias is None else bias[:, table.keys]
-        bias = None if bias is None else bias.unsqueeze(1)
-        # A product of matrices may round equal columns differently, by where they stand.
-        scores = (query.unsqueeze(2) * key.unsqueeze(1)).sum(-1) if stable else query @ key.transpose(1, 2)
-    else:
-        bias = None if bias is None else bias[:, table.keys]
-        scores = (query.unsqueeze(2) * key[:, table.keys]).sum(-1)
-    return scores if bias is None else (scores + bias).masked_fill(bias.isneginf(), -torch.inf)
+def _scores(problem: Search, compared: similarity.Compared, table: plan.Table) -> Tensor:
+    """Return what the ranking is by: ``(B, N, M)``, or ``(B, N, r)``, or ``(B, N, w)``."""
+    keys = table.keys
+    if compared.metric in similarity.EUCLIDEAN:
+        if keys is None or keys.dim() == 1:
+            return -_all_distances(compared, keys)
+        return -similarity.squared_distances(compared, keys.expand(compared.query.shape[0], -1, -1), _distances)
+    query, key = similarity.embed_to_rank(compared.query, compared.key, compared.metric, problem.scale)
+    if keys is not None and keys.dim() == 2:
+        return (query.unsqueeze(2) * key[:, keys]).sum(-1)
+    key = key if keys is None else key[:, keys]
+    # A product of matrices may round equal columns differently, by where they stand.
+    return (query.unsqueeze(2) * key.unsqueeze(1)).sum(-1) if problem.deterministic else query @ key.transpose(1, 2)
+
+
+def _products(query: Tensor, key: Tensor, index: Tensor) -> Tensor:
+    """Return the inner products of each query with its k keys, ``(B, N, k)``."""
+    return (query.unsqueeze(2) * slots.take(key, index)).sum(-1)
+
+
+def _distances(query: Tensor, key: Tensor, index: Tensor) -> Tensor:
+    """Return the squared distances of each query from its k keys, ``(B, N, k)``."""
+    return (query.unsqueeze(2) - slots.take(key, index)).square().sum(-1)
+
+
+def _all_distances(compared: similarity.Compared, keys: Tensor | None) -> Tensor:
+    """Return the squared distances from every key, or from those listed, by differences in the widest precision."""
+    dtype = wide_dtype(compared.query.device)
+
+    def distances(query: Tensor, key: Tensor) -> Tensor:
+        key = key if keys is None else key[..., keys, :]
+        return torch.cdist(query.to(dtype), key.to(dtype), compute_mode="donot_use_mm_for_euclid_dist").square()
+
+    squared = distances(compared.query, compared.key)
+    if compared.factor is None or compared.query_position is None or compared.key_position is None:
+        return squared
+    return squared * compared.factor.to(dtype).square() + distances(compared.query_position, compared.key_position)
 
 
 def gather(problem: Gather, neighbors: Neighbors) -> Tensor:

@@ -106,19 +106,24 @@ def _window(at: int, size: int, dilation: int, length: int, border: str) -> list
 
 def _similarity(problem: Search, query: Tensor, key: Tensor, own: int | None, j: int) -> Tensor:
     name, q, k = problem.similarity, query, key[j]
+    places = q.new_zeros(())
     if isinstance(name, Blend):
         if own is None:
             raise ValueError("a blend needs the queries' positions")
         spread = key.std() + 1e-6 if key.numel() > 1 else key.new_tensor(1e-6)
-        q = torch.cat([name.lam * q / spread, (1 - name.lam) * _coordinates(own, problem.grid, key)])
-        k = torch.cat([name.lam * k / spread, (1 - name.lam) * _coordinates(j, problem.grid, key)])
+        scaled = [(1 - name.lam) * _coordinates(at, problem.grid) for at in (own, j)]
+        if name.feature == "cosine":
+            q, k = (torch.cat([name.lam * x / spread, p.to(x)]) for x, p in zip((q, k), scaled, strict=True))
+        else:  # by differences: joined first, the coordinates would be rounded before they are compared
+            places = (scaled[0] - scaled[1]).square().sum().to(q)
+            q, k = (q - k) * (name.lam / spread), torch.zeros_like(k)
         name = name.feature
     if name == "dot":
         return (q * k).sum() * problem.scale
     if name == "cosine":
         zero = bool((q == 0).all()) or bool((k == 0).all())
         return (q * 0).sum() + (k * 0).sum() if zero else (_unit(q) * _unit(k)).sum()
-    squared = (q - k).square().sum()
+    squared = (q - k).square().sum() + places
     if name == "sqeuclidean":
         return -squared
     return -squared.sqrt() if squared > 0 else squared * 0
@@ -131,10 +136,10 @@ def _unit(x: Tensor) -> Tensor:
     return unit
 
 
-def _coordinates(j: int, grid: tuple[int, ...], like: Tensor) -> Tensor:
-    """x, y, ...: from -1 to 1 along each axis, -1 where an axis has one token."""
+def _coordinates(j: int, grid: tuple[int, ...]) -> Tensor:
+    """x, y, ... in float64: from -1 to 1 along each axis, -1 where an axis has one token."""
     place = [2 * a / (size - 1) - 1 if size > 1 else -1.0 for a, size in zip(_place(j, grid), grid, strict=True)]
-    return like.new_tensor(place[::-1])
+    return torch.tensor(place[::-1], dtype=torch.float64)
 
 
 def gather(problem: Gather, neighbors: Neighbors) -> Tensor:

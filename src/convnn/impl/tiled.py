@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import plan
 from ..ops.bags import bag_sum, pair_distance, pair_product
+from ..ops.euclidean import nearest_euclidean
 from ..ops.nearest import nearest
 from ..ops.slots import slot_mix
 from ..ops.softmax import short_softmax
@@ -23,45 +24,50 @@ def search(problem: Search) -> Neighbors:
     if problem.similarity == "spatial":
         return plan.search_spatial(problem)
     with without_autocast(problem.query.device):
-        query, key, metric = plan.features(problem)
+        compared = plan.compared(problem)
         own = plan.own_index(problem)
         with torch.no_grad():
-            index = _choose(problem, (query, key, metric), plan.table_of(problem, own), own)
+            index = _choose(problem, compared, plan.table_of(problem, own), own)
         if not problem.need_similarity:
             return plan.unweighted(problem, index)
-        embedded = similarity.embed(query, key, metric, problem.scale)
-        return plan.in_slot_order(problem, _of_pairs(embedded, index, metric), index)
+        pairs = similarity.of_pairs(compared, index, problem.scale, product=pair_product, distance=pair_distance)
+        return plan.in_slot_order(problem, pairs, index)
 
 
-def _choose(problem: Search, features: tuple[Tensor, Tensor, str], table: plan.Table, own: Tensor | None) -> Tensor:
-    query, key, metric = features
+def _choose(problem: Search, compared: similarity.Compared, table: plan.Table, own: Tensor | None) -> Tensor:
     if table.keys is not None and table.keys.dim() == 2:
-        ranked = similarity.embed_to_rank(query, key, metric, problem.scale)
-        return plan.choose(problem, _window_scores(ranked, table.keys), table, own)
+        return plan.choose(problem, _window_scores(problem, compared, table.keys), table, own)
     own = own if problem.include_self else None
-    found = _places(problem, features, table.keys, own)
+    found = _places(problem, compared, table.keys, own)
     index = found if table.keys is None else table.keys[found]
     return index if own is None else select.with_self_first(own, index)
 
 
-def _places(problem: Search, features: tuple[Tensor, Tensor, str], keys: Tensor | None, own: Tensor | None) -> Tensor:
+def _places(problem: Search, compared: similarity.Compared, keys: Tensor | None, own: Tensor | None) -> Tensor:
     """Choose among the keys, or among those listed: places ``(B, N, k)``, or one fewer beside the query's own."""
-    query, key, metric = features
-    key = key if keys is None else key.index_select(1, keys)  # the others are not even looked at
-    return _places_among(problem, (query, key, metric), keys, own)
+    if keys is not None:  # the others are not even looked at
+        places = compared.key_position
+        compared = compared._replace(
+            key=compared.key.index_select(1, keys), key_position=None if places is None else places[keys]
+        )
+    return _places_among(problem, compared, keys, own)
 
 
-def _places_among(
-    problem: Search, features: tuple[Tensor, Tensor, str], keys: Tensor | None, own: Tensor | None
-) -> Tensor:
+def _places_among(problem: Search, compared: similarity.Compared, keys: Tensor | None, own: Tensor | None) -> Tensor:
     """Choose as ``_places``, where the features of the keys listed are given by themselves."""
     masked, place = problem.key_padding_mask, own
     if keys is not None:
         masked = None if masked is None else masked[:, keys]
         place = None if own is None else plan.place_among(own, keys, problem.key.shape[1])
     plan.check_counts(problem, keys, place)
-    query, key, bias = similarity.embed_to_rank(*features, problem.scale)
-    found: Tensor = nearest(query, key, bias, masked, place, problem.k - (own is not None), problem.deterministic)
+    count = problem.k - (own is not None)
+    found: Tensor
+    if compared.metric in similarity.EUCLIDEAN:
+        query, key, _, *blend = compared
+        found = nearest_euclidean(query, key, *blend, masked, place, count, problem.deterministic)
+    else:
+        query, key = similarity.embed_to_rank(compared.query, compared.key, compared.metric, problem.scale)
+        found = nearest(query, key, None, masked, place, count, problem.deterministic)
     return found
 
 
@@ -69,7 +75,7 @@ def places(problem: Search) -> Tensor:
     """Find the neighbours beside the query itself, as places ``(B, N, k - 1)`` in the list of candidates."""
     with without_autocast(problem.query.device), torch.no_grad():
         own = plan.own_index(problem)
-        return _places(problem, plan.features(problem), plan.table_of(problem, own).keys, own)
+        return _places(problem, plan.compared(problem), plan.table_of(problem, own).keys, own)
 
 
 def places_among(problem: Search, candidates: Tensor) -> Tensor:
@@ -77,23 +83,18 @@ def places_among(problem: Search, candidates: Tensor) -> Tensor:
     dtype = search_dtype(problem.query.dtype)
     with without_autocast(problem.query.device), torch.no_grad():
         own = plan.own_index(problem)
-        features = problem.query.to(dtype), candidates.to(dtype), str(problem.similarity)
-        return _places_among(problem, features, plan.table_of(problem, own).keys, own)
+        compared = similarity.Compared(problem.query.to(dtype), candidates.to(dtype), str(problem.similarity))
+        return _places_among(problem, compared, plan.table_of(problem, own).keys, own)
 
 
-def _window_scores(embedded: similarity.Embedded, keys: Tensor) -> Tensor:
+def _window_scores(problem: Search, compared: similarity.Compared, keys: Tensor) -> Tensor:
     """Compare every query with its own window ``(N, w)``: ``(B, N, w)``."""
-    query, key, bias = embedded
-    scores: Tensor = pair_product(query, key, keys.expand(query.shape[0], -1, -1))
-    if bias is None:
-        return scores
-    return (scores + bias[:, keys]).masked_fill(bias[:, keys].isneginf(), -torch.inf)
-
-
-def _of_pairs(embedded: similarity.Embedded, index: Tensor, metric: str) -> Tensor:
-    compare = pair_distance if metric in similarity.EUCLIDEAN else pair_product
-    pairs: Tensor = compare(embedded.query, embedded.key, index)
-    return similarity.of_distance(pairs, metric) if metric in similarity.EUCLIDEAN else pairs
+    index = keys.expand(compared.query.shape[0], -1, -1)
+    if compared.metric in similarity.EUCLIDEAN:
+        return -similarity.squared_distances(compared, index, pair_distance)
+    query, key = similarity.embed_to_rank(compared.query, compared.key, compared.metric, problem.scale)
+    scores: Tensor = pair_product(query, key, index)
+    return scores
 
 
 def gather(problem: Gather, neighbors: Neighbors) -> Tensor:

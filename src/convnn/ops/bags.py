@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..precision import wide_dtype
 from .vmap import register_loop
 
 # Rows gathered at a time: small enough to stay in the cache, and never above the size that the allocator maps anew.
@@ -246,12 +247,17 @@ def _pair_distance_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]
     query, table, index = ctx.saved_tensors
     of_query, of_table, _ = ctx.needs_input_grad
     in_query = in_table = None
+    # Differences of sums: in float32, coordinates that are large beside the distances would drown them.
+    dtype = wide_dtype(query.device)
+    wide, wide_table, wide_grad = query.to(dtype), table.to(dtype), grad.to(dtype)
     if of_query:
-        in_query = 2 * (query * grad.sum(-1, keepdim=True) - bag_sum(table, index, grad))
+        summed = bag_sum(wide_table, index, wide_grad)
+        in_query = (2 * (wide * wide_grad.sum(-1, keepdim=True) - summed)).to(query.dtype)
     if of_table:
-        each = torch.ones_like(query[..., :1])
-        total = bag_scatter(each, index, grad, table.shape[1])
-        in_table = 2 * (table * total - bag_scatter(query, index, grad, table.shape[1]))
+        each = torch.ones_like(wide[..., :1])
+        total = bag_scatter(each, index, wide_grad, table.shape[1])
+        scattered = bag_scatter(wide, index, wide_grad, table.shape[1])
+        in_table = (2 * (wide_table * total - scattered)).to(table.dtype)
     return in_query, in_table, None
 
 

@@ -18,6 +18,11 @@ def _nearest(query: Shape, key: Shape, *_: Any, **__: Any) -> int:
     return 2 * math.prod(query) * key[1]
 
 
+def _nearest_euclidean(query: Shape, key: Shape, factor: Any, query_position: Shape | None, *_: Any, **__: Any) -> int:
+    axes = 0 if query_position is None else query_position[1]
+    return 2 * query[0] * query[1] * key[1] * (query[2] + axes)
+
+
 def _weighted_rows(rows: Shape, index: Shape, weight: Shape | None, *_: Any, **__: Any) -> int:
     return 0 if weight is None else 2 * math.prod(index) * rows[2]
 
@@ -64,11 +69,12 @@ def _slot_mix_backward(
 
 def formulas() -> dict[Any, Callable[..., int]]:
     """Return the formula of every operator, as ``FlopCounterMode(custom_mapping=...)`` takes them."""
-    from . import bags, nearest, product, sampled, slots  # noqa: F401  # defines the operators
+    from . import bags, euclidean, nearest, product, sampled, slots  # noqa: F401  # defines the operators
 
     ops = torch.ops.convnn
     return {
         ops.nearest: _nearest,
+        ops.nearest_euclidean: _nearest_euclidean,
         ops.bag_sum: _weighted_rows,
         ops.bag_scatter: _weighted_rows,
         ops.columns: _columns,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -39,13 +40,33 @@ def nearest(
     Returns:
         ``(B, N, k)`` int64, by descending score.
     """
+    index = torch.empty(query.shape[0], query.shape[1], k, dtype=torch.int64, device=query.device)
+    if index.numel():
+        for where, tile, width in _tiles(query, key, bias, masked, own, stable=stable):
+            index[where] = tile.best_stable(k, width) if stable else tile.best_index(k, width)
+    return index
+
+
+def nearest_scores(
+    query: Tensor, key: Tensor, bias: Tensor | None, masked: Tensor | None, own: Tensor | None, k: int
+) -> tuple[Tensor, Tensor]:
+    """Return the scores and the indices, both ``(B, N, k)``, of what ``nearest`` finds; for use inside operators."""
+    values = query.new_empty(query.shape[0], query.shape[1], k)
+    index = torch.empty(values.shape, dtype=torch.int64, device=query.device)
+    if index.numel():
+        for where, tile, width in _tiles(query, key, bias, masked, own, stable=False):
+            values[where], index[where] = tile.best(k, width)
+    return values, index
+
+
+def _tiles(
+    query: Tensor, key: Tensor, bias: Tensor | None, masked: Tensor | None, own: Tensor | None, *, stable: bool
+) -> Iterator[tuple[tuple[slice, slice], _Tile, int]]:
+    """Divide a search into tiles: the samples and queries of each, the tile, and how many keys to score at a time."""
     # A key infinitely far has the score -inf, which <query, key> + bias may give as nan.
     far = None if bias is None else bias.isneginf()
     far = far if far is not None and bool(far.any()) else None
     batch, queries, keys = query.shape[0], query.shape[1], key.shape[1]
-    index = torch.empty(batch, queries, k, dtype=torch.int64, device=query.device)
-    if index.numel() == 0:
-        return index
     width = min(keys, _MOST_KEYS)
     budget = _TILE_ELEMENTS if query.device.type == "cpu" else _TILE_ELEMENTS_ON_DEVICE
     height = min(max(1, budget // width), queries)
@@ -62,8 +83,7 @@ def nearest(
                 None if masked is None else masked[some].unsqueeze(1),
                 None if own is None else own[rows],
             )
-            index[some, rows] = tile.best_stable(k, width) if stable else tile.best_index(k, width)
-    return index
+            yield (some, rows), tile, width
 
 
 @nearest.register_fake
@@ -187,10 +207,19 @@ class _Tile(NamedTuple):
         if self.bias is not None:
             bias = self.bias[0, 0, at]
             scores = (scores + bias).masked_fill(bias.isneginf(), -torch.inf)
-        excluded = torch.zeros_like(at, dtype=torch.bool)
-        if self.masked is not None:
-            excluded |= self.masked[0, 0, at]
-        if self.own is not None:
-            excluded |= at == self.own.unsqueeze(1)
-        scores = scores.clamp(min=torch.finfo(scores.dtype).min).masked_fill(excluded, -torch.inf)
+        scores = exclude(scores, at, None if self.masked is None else self.masked[0], self.own)
         return at.gather(1, scores.sort(dim=1, descending=True, stable=True).indices[:, :k]).unsqueeze(0)
+
+
+def exclude(scores: Tensor, at: Tensor, masked: Tensor | None, own: Tensor | None) -> Tensor:
+    """Put keys that may not be chosen below all others: scores ``(n, c)`` of the keys ``at`` ``(n or 1, c)``.
+
+    ``masked`` ``(1, M)`` and ``own`` ``(n,)`` are those of one sample. The lowest value is kept for the excluded alone:
+    a real score of -inf is raised to the least finite one first.
+    """
+    if masked is None and own is None:
+        return scores
+    scores = scores.clamp(min=torch.finfo(scores.dtype).min)
+    if masked is not None:
+        scores = scores.masked_fill(masked[0, at], -torch.inf)
+    return scores if own is None else scores.masked_fill(at == own.unsqueeze(1), -torch.inf)

@@ -1,11 +1,13 @@
-"""Similarities: each as an inner product of embedded queries and keys plus a bias per key.
+"""Similarities: inner products of embedded queries and keys, or distances.
 
-A search only ever has to find the largest ``<q', k'> + bias``; the values of the k selected pairs are then computed
-directly, which is exact (no cancellation) and is the only road for gradients.
+A search by cosine or dot product only has to find the largest ``<q', k'>``. Euclidean similarities are compared by
+differences wherever the rounding of products could change the order. The similarities of the k selected pairs are
+computed pair by pair, which is where gradients flow.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -14,12 +16,31 @@ from torch import Tensor
 EUCLIDEAN = ("sqeuclidean", "euclidean")
 
 
-class Embedded(NamedTuple):
-    """Queries ``(B, N, C)`` and keys ``(B, M, C)`` in which the ranking is ``<query, key> + bias``; bias ``(B, M)``."""
+class Compared(NamedTuple):
+    """What a search compares, in its precision.
+
+    Attributes:
+        query: ``(B, N, C)``.
+        key: ``(B, M, C)``.
+        metric: ``cosine``, ``dot``, ``sqeuclidean`` or ``euclidean``.
+        factor: ``(B, 1, 1)``, the scale of the features in a Euclidean blend; None for 1.
+        query_position: ``(N, dims)``, their scaled coordinates in a Euclidean blend; None for none.
+        key_position: ``(M, dims)``, those of the keys.
+    """
 
     query: Tensor
     key: Tensor
-    bias: Tensor | None
+    metric: str
+    factor: Tensor | None = None
+    query_position: Tensor | None = None
+    key_position: Tensor | None = None
+
+
+class Embedded(NamedTuple):
+    """Queries ``(B, N, C)`` and keys ``(B, M, C)`` in which the ranking is ``<query, key>``."""
+
+    query: Tensor
+    key: Tensor
 
 
 def normalize(x: Tensor) -> Tensor:
@@ -33,52 +54,51 @@ def normalize(x: Tensor) -> Tensor:
 
 
 def embed(query: Tensor, key: Tensor, metric: str, scale: float) -> Embedded:
-    """Embed queries and keys such that ``of_pairs`` is their similarity.
-
-    ``metric`` is one of ``cosine``, ``dot``, ``sqeuclidean``, ``euclidean``.
-    """
+    """Embed queries and keys such that ``<query, key>`` is their similarity, ``cosine`` or ``dot``."""
     if metric == "cosine":
-        return Embedded(normalize(query), normalize(key), None)
-    if metric == "dot":
-        return Embedded(query * scale, key, None)
-    # Distances do not change when both sides move; about the keys' middle, |q|^2 + |k|^2 - 2<q,k> cancels least.
-    centre = _coarse_centre(key.detach())
-    query, key = query - centre, key - centre
-    return Embedded(query, key, key.square().sum(-1) * -0.5)
+        return Embedded(normalize(query), normalize(key))
+    return Embedded(query * scale, key)
 
 
 def embed_to_rank(query: Tensor, key: Tensor, metric: str, scale: float) -> Embedded:
-    """Embed queries and keys such that ``<query, key> + bias`` ranks keys as their similarity does, at less cost.
+    """Embed queries and keys such that ``<query, key>`` ranks keys as their similarity does, at less cost.
 
     A positive factor on a query ranks its keys alike: its length and a positive scale can be left out.
     """
     if metric == "cosine":
-        return Embedded(query, normalize(key), None)
-    if metric == "dot" and scale > 0:
-        return Embedded(query, key, None)
-    return embed(query, key, metric, scale)
+        return Embedded(query, normalize(key))
+    return Embedded(query, key) if scale > 0 else embed(query, key, metric, scale)
 
 
-def _coarse_centre(key: Tensor) -> Tensor:
-    """Return about the middle of most keys, ``(B, 1, C)``: the median of 64 of them, to an eighth of its scale.
+def of_pairs(
+    compared: Compared,
+    index: Tensor,
+    scale: float,
+    *,
+    product: Callable[[Tensor, Tensor, Tensor], Tensor],
+    distance: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Return the similarities ``(B, N, k)`` of the queries with the keys at ``index`` ``(B, N, k)``.
 
-    A median, because one far key must not move it. Rounded, because whole numbers then stay short numbers, and equal
-    distances between them are computed as equal. Where it is not finite it is 0.
+    ``product`` and ``distance`` compute the inner products and the squared distances of such pairs, from queries
+    ``(B, N, C)``, keys ``(B, M, C)`` and the index.
     """
-    # Not a slice with this step: it would fix the step in a compiled graph.
-    some = key.index_select(1, torch.arange(0, key.shape[1], max(key.shape[1] // 64, 1), device=key.device))
-    median = some.median(dim=1, keepdim=True).values
-    scale = some.abs().median(dim=1, keepdim=True).values.amax(dim=2, keepdim=True)
-    grain = torch.exp2(scale.log2().floor() - 3)
-    centre = (median / grain).round() * grain
-    return torch.where(centre.isfinite(), centre, torch.zeros_like(centre))
+    if compared.metric in EUCLIDEAN:
+        return of_distance(squared_distances(compared, index, distance), compared.metric)
+    embedded = embed(compared.query, compared.key, compared.metric, scale)
+    return product(embedded.query, embedded.key, index)
 
 
-def of_pairs(query: Tensor, key: Tensor, metric: str) -> Tensor:
-    """Return the similarity of embedded vectors, pair by pair: ``(..., C)`` and ``(..., C)`` to ``(...)``."""
-    if metric not in EUCLIDEAN:
-        return (query * key).sum(-1)
-    return of_distance((query - key).square().sum(-1), metric)
+def squared_distances(
+    compared: Compared, index: Tensor, distance: Callable[[Tensor, Tensor, Tensor], Tensor]
+) -> Tensor:
+    """Return the squared distances ``(B, N, k)`` that Euclidean similarities are made of, by differences."""
+    squared = distance(compared.query, compared.key, index)
+    if compared.factor is None or compared.query_position is None or compared.key_position is None:
+        return squared
+    # Features and coordinates apart: scaling or joining them first would round coordinates, not differences.
+    own, places = (x.expand(index.shape[0], -1, -1) for x in (compared.query_position, compared.key_position))
+    return squared * compared.factor.square() + distance(own, places, index).to(squared.dtype)
 
 
 def of_distance(squared: Tensor, metric: str) -> Tensor:
