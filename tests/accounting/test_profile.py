@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from functools import cache
 
@@ -302,6 +303,12 @@ def test_json_holds_everything():
     assert values["rows"][0]["operators"] == dict(cost.operators)
     assert "rows" not in json.loads(cost.to_json(per_layer=False))
     assert cost.gflops == cost.flops / 1e9
+
+
+def test_json_has_null_for_what_is_not_finite():
+    cost = profile(nn.Linear(4, 5), input_size=(2, 4), runs=0)
+    text = dataclasses.replace(cost, milliseconds=float("nan")).to_json()
+    assert json.loads(text, parse_constant=pytest.fail)["milliseconds"] is None
 
 
 # ------------------------------------------------------------------------------------------------------------- errors

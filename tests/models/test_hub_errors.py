@@ -63,6 +63,13 @@ def test_what_could_not_be_loaded_is_not_saved(model, words, tmp_path) -> None:
     assert not (tmp_path / "folder").exists()
 
 
+def test_an_option_that_json_cannot_hold_is_named(tmp_path) -> None:
+    model = make()
+    model.convnn_config["branch_ratio"] = float("nan")
+    with pytest.raises(ConvNNError, match=r"^model: expected options that JSON can hold, got branch_ratio=nan"):
+        save_pretrained(model, tmp_path / "folder")
+
+
 def test_how_a_layer_runs_is_no_change(tmp_path) -> None:
     model = make()
     for part in model.modules():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import invalid, missing_extra
+from ..train.plain_json import to_json
 from .headline import headline, headline_json, headline_table
 from .profiling import profile
 from .settings import ProfileSettings, TableSettings
@@ -69,7 +69,7 @@ def _show(place: str, tables: list[Table], values: dict[str, Any]) -> None:
     """Print the tables and write the values to a file; or print the values alone, if the file is ``-``."""
     from ..train.provenance import provenance
 
-    text = json.dumps({**values, "provenance": provenance()}, indent=2)
+    text = to_json({**values, "provenance": provenance()})
     if place == "-":
         print(text)
         return

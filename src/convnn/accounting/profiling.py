@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..errors import invalid
+from ..train.plain_json import to_json
 from .counting import Record, check_convention, count_parameters, record_products
 from .memory import activation_bytes
 from .timing import Times, forward_times
@@ -103,11 +103,12 @@ class Profile:
     def to_json(self, *, per_layer: bool = True) -> str:
         """Return everything as JSON, without the rows unless ``per_layer``.
 
+        >>> import json
         >>> layer = profile(nn.Linear(4, 5), input_size=(2, 4), runs=0)
         >>> json.loads(layer.to_json())["flops"]
         80
         """
-        return json.dumps(self.to_dict(per_layer=per_layer), indent=2)
+        return to_json(self.to_dict(per_layer=per_layer))
 
 
 def profile(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
+from ..train.plain_json import to_json
 from .cases import SMALL, cases
 from .machine import machine
 from .measure import WAYS, measure, measure_memory, tune_allocator
@@ -38,7 +38,7 @@ def run_bench(settings: BenchSettings) -> dict[str, Any]:
         record["cases"][name] = found
         print(lines(name, found), flush=True)
         if settings.json:
-            Path(settings.json).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            Path(settings.json).write_text(to_json(record, indent=1) + "\n", encoding="utf-8")
     return record
 
 

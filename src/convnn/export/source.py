@@ -15,6 +15,7 @@ from ..errors import ConvNNError, invalid
 from ..models.config import config_of
 from ..models.pretrained import CONFIG, from_pretrained
 from ..models.registry import input_config
+from ..train.plain_json import to_json
 
 
 class Source(NamedTuple):
@@ -104,4 +105,4 @@ def _unreadable(checkpoint: Path, error: Exception) -> ConvNNError:
 
 
 def _notes(**values: Any) -> dict[str, str]:
-    return {name: json.dumps(value) for name, value in values.items() if value is not None}
+    return {name: to_json(value, indent=None) for name, value in values.items() if value is not None}

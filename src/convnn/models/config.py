@@ -37,8 +37,8 @@ def config_of(model: nn.Module) -> dict[str, Any]:
     if pool != getattr(model, "_convnn_pool", pool):
         config["global_pool"] = pool
     try:
-        text = json.dumps(config)
-    except TypeError as error:
+        text = json.dumps(config, allow_nan=False)
+    except (TypeError, ValueError) as error:
         got = next(f"{name}={value!r}" for name, value in config.items() if not _is_json(value))
         raise invalid("model", "options that JSON can hold", got, "give names instead of objects") from error
     plain: dict[str, Any] = json.loads(text)
@@ -68,7 +68,7 @@ def pool_of(model: nn.Module) -> str | None:
 
 def _is_json(value: object) -> bool:
     try:
-        json.dumps(value)
-    except TypeError:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
         return False
     return True
