@@ -6,7 +6,7 @@ import time
 import pytest
 
 from convnn import __version__, cli
-from convnn.errors import missing_extra
+from convnn.errors import DivergedError, missing_extra
 
 from .command_line import run
 
@@ -135,3 +135,15 @@ def test_train_from_the_command_line(tmp_path, capsys):
     status, shown, _ = run(capsys, "train", "--out", str(out), "--resume")
     assert status == 0
     assert "Going on with the run in" in shown
+
+
+def test_a_run_that_diverged_ends_with_one(monkeypatch, capsys, tmp_path):
+    def diverged(*_):
+        raise DivergedError("the training diverged: the training loss is nan at epoch 1, step 2; lower --lr")
+
+    monkeypatch.setattr(cli, "_run", diverged)
+    status, _, err = run(capsys, "train", "--data", str(tmp_path))
+    assert status == 1
+    assert (
+        err == "convnn train: error: the training diverged: the training loss is nan at epoch 1, step 2; lower --lr\n"
+    )

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import Any, NamedTuple, NoReturn, get_type_hints
 
 from . import __version__
-from .errors import ConvNNError, MissingExtraError
+from .errors import ConvNNError, DivergedError, MissingExtraError
 
 try:
     from jsonargparse import ArgumentParser
@@ -148,7 +148,9 @@ def _option(field: dataclasses.Field[Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return 0, or 1 for a missing package, 2 for wrong options, 130 if interrupted."""
+    """Run a command; return 0, or 1 for a missing package or a run that diverged, 2 for wrong options,
+    130 if interrupted.
+    """
     parsed: Any = make_parser().parse_args(None if arguments is None else list(arguments))
     command = parsed.subcommand
     values = {name: value for name, value in parsed[command].items() if name not in ("config", "__path__")}
@@ -163,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         option = next((_option(field) for field in dataclasses.fields(kind) if field.name == name), name)
         print(f"convnn {command}: error: {option}:{rest}", file=sys.stderr)
         return 2
-    except MissingExtraError as error:
+    except (MissingExtraError, DivergedError) as error:
         print(f"convnn {command}: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -20,6 +20,10 @@ class MissingExtraError(ImportError):
     """Raised when a feature needs an optional package that is not installed."""
 
 
+class DivergedError(RuntimeError):
+    """Raised when a training run has numbers that are no longer finite: its loss, or its weights."""
+
+
 class ConversionWarning(UserWarning):
     """Issued when ``convnn.convert`` was asked for a layer that it cannot replace."""
 

@@ -16,8 +16,8 @@ def small_data(*, batch_size=4, count=10):
     return TensorData({name: Split(images, labels) for name in ("train", "val", "test")}, batch_size=batch_size, seed=0)
 
 
-def fit(classifier, data, *, epochs=1):
-    recorder = Recorder()
+def fit(classifier, data, *, epochs=1, recorder=None):
+    recorder = recorder or Recorder()
     with quiet_lightning():
         trainer = Trainer(
             accelerator="cpu",

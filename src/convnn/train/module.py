@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import missing_extra, unknown_name
+from ..errors import DivergedError, invalid, missing_extra, unknown_name
 
 try:
     from lightning.pytorch import LightningModule
@@ -21,6 +21,10 @@ except ImportError as error:
     raise missing_extra(error.name or "lightning", "train") from error
 
 Batch = tuple[Tensor, Tensor]
+ONE_VALUE = "Expected more than 1 "
+"""How torch's normalisation layers begin to say that they cannot take statistics of one number."""
+STEADIER = "lower --lr, raise --warmup or --batch-size, or use --precision 32"
+"""What to try when a run has diverged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +64,8 @@ class Classifier(LightningModule):
         self.seed = seed
         self.summary: dict[str, float] = {}
         stages = ("train", "val", "test")
-        self.losses = nn.ModuleDict({f"{stage}_loss": MeanMetric() for stage in stages})
+        # A metric drops nan by default. ("disable" would keep it, and forget the weights: torchmetrics 1.9.)
+        self.losses = nn.ModuleDict({f"{stage}_loss": MeanMetric(nan_strategy="error") for stage in stages})
         self.accuracies = nn.ModuleDict(
             {f"{s}_accuracy": MulticlassAccuracy(num_classes, average="micro") for s in stages}
         )
@@ -72,24 +77,46 @@ class Classifier(LightningModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Return the loss of one batch: images ``(B, C, H, W)`` and labels ``(B,)``."""
-        return self._step("train", batch)
+        return self._step("train", batch, batch_index)
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Count one validation batch."""
-        self._step("val", batch)
+        self._step("val", batch, batch_index)
 
     def test_step(self, batch: Batch, batch_index: int) -> None:
         """Count one test batch."""
-        self._step("test", batch)
+        self._step("test", batch, batch_index)
 
-    def _step(self, stage: str, batch: Batch) -> Tensor:
+    def _step(self, stage: str, batch: Batch, batch_index: int) -> Tensor:
         images, labels = batch
-        logits = self(images)
+        logits = self._logits(images)
         smoothing = self.optimisation.label_smoothing if stage == "train" else 0.0
         loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        if not bool(loss.isfinite()):
+            raise DivergedError(self._diverged(stage, images, float(loss.detach()), batch_index))
         self._metric(self.losses, f"{stage}_loss").update(loss.detach(), weight=len(labels))
         self._metric(self.accuracies, f"{stage}_accuracy").update(logits.detach(), labels)
         return loss
+
+    def _logits(self, images: Tensor) -> Tensor:
+        try:
+            logits: Tensor = self(images)
+        except ValueError as error:
+            if ONE_VALUE not in str(error):
+                raise
+            got = f"{len(images)}, of which a normalisation layer sees one value a channel"
+            fix = "raise --batch-size (2 or more, and images to fill it) or --image-size"
+            raise invalid("batch_size", "images a step from which statistics can be taken", got, fix) from error
+        return logits
+
+    def _diverged(self, stage: str, images: Tensor, loss: float, batch_index: int) -> str:
+        """Say in one line where a loss was not finite, and what to do."""
+        what = {"train": "training loss", "val": "validation loss", "test": "test loss"}[stage]
+        epoch = "" if stage == "test" else f"epoch {self.current_epoch + 1}, "
+        where = f"the {what} is {loss} at {epoch}step {batch_index + 1}"
+        if not bool(images.isfinite().all()):
+            return f"{where}, whose images have pixels that are nan or inf; mend the data"
+        return f"the training diverged: {where}; {STEADIER}"
 
     @staticmethod
     def _metric(metrics: nn.ModuleDict, name: str) -> Metric:

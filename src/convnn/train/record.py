@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from pathlib import Path
 from typing import Any
 
-from ..errors import invalid, missing_extra
+from ..errors import DivergedError, invalid, missing_extra
+from .module import STEADIER
+from .plain_json import to_json
 
 try:
     from lightning.pytorch import LightningModule, Trainer
@@ -27,9 +28,9 @@ def make_folder(path: Path) -> None:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write JSON so that the file is at every moment the old or the new one, never half of it."""
+    """Write JSON so that the file is at every moment the old or the new one, never half of it; nan and inf as null."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial.write_text(to_json(content) + "\n", encoding="utf-8")
     os.replace(partial, path)
 
 
@@ -37,7 +38,8 @@ class Recorder(Checkpoint):
     """Keeps the history of a run; with a ``folder`` it also writes, after every epoch.
 
     In this order: ``best.ckpt`` (if the validation accuracy is the best so far), ``last.ckpt`` (to resume from) and
-    ``result.json`` (``header``, the status, the history, the best epoch). Without one it only remembers.
+    ``result.json`` (``header``, the status, the history, the best epoch). Without one it only remembers. An epoch that
+    leaves weights that are not finite is not written: it raises DivergedError, and the checkpoints before it stand.
     """
 
     def __init__(self, folder: Path | None = None, *, header: dict[str, Any] | None = None) -> None:
@@ -68,7 +70,10 @@ class Recorder(Checkpoint):
         self._seconds = time.perf_counter() - self._started
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the epoch down and save the checkpoints."""
+        """Write the epoch down and save the checkpoints, if its weights are finite."""
+        if broken := not_finite(pl_module):
+            got = f"{broken} is no longer finite after epoch {trainer.current_epoch + 1}"
+            raise DivergedError(f"the training diverged: {got}; {STEADIER}")
         entry = {"epoch": trainer.current_epoch + 1, **getattr(pl_module, "summary", {})}
         entry["lr"] = float(trainer.optimizers[0].param_groups[0]["lr"])
         entry["seconds"] = self._seconds or time.perf_counter() - self._started
@@ -84,10 +89,21 @@ class Recorder(Checkpoint):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Write down that the run was cut off; the last epoch's checkpoint stands."""
-        self.write("interrupted" if isinstance(exception, KeyboardInterrupt) else "failed")
+        if isinstance(exception, DivergedError):
+            self.result.update(best=None, diverged=str(exception))
+            self.write("diverged")
+        else:
+            self.write("interrupted" if isinstance(exception, KeyboardInterrupt) else "failed")
 
     def write(self, status: str | None = None) -> None:
         """Write ``result.json``, with a new status if one is given."""
         self.result["status"] = status or self.result["status"]
         if self.folder is not None:
             write_json(self.folder / "result.json", self.result)
+
+
+def not_finite(module: LightningModule) -> str | None:
+    """Return the name of the first weight that is not finite, or buffer that holds nan; None where there is none."""
+    weights = (name for name, weight in module.named_parameters() if not bool(weight.isfinite().all()))
+    buffers = (name for name, buffer in module.named_buffers() if bool(buffer.isnan().any()))  # masks may hold -inf
+    return next(weights, None) or next(buffers, None)

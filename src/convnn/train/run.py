@@ -39,6 +39,7 @@ def train(settings: TrainSettings) -> dict[str, Any]:
 
     Raises:
         ConvNNError: settings that are wrong or differ from those of the run to resume; a folder that holds another run.
+        DivergedError: a loss or a weight that is not finite; the checkpoints of the epochs before stand.
     """
     settings = resumed(settings) if settings.resume else settings
     settings.check()
@@ -110,9 +111,12 @@ def load_run(out: str | Path) -> tuple[nn.Module, TrainSettings, list[str]]:
 
 
 def _finished(out: Path) -> dict[str, Any] | None:
-    """Return the result of a run that has nothing left to do, or None."""
+    """Return the result of a run that has nothing left to do, or None; raises ConvNNError for one that diverged."""
     path = out / "result.json"
     result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if result.get("status") == "diverged":
+        fix = "it would diverge again: start another one in another --out, with a lower --lr"
+        raise invalid("out", "a run that can go on", f"one that diverged ({str(out)!r})", fix)
     return result if result.get("status") == "finished" else None
 
 
