@@ -1,3 +1,4 @@
+import os
 import re
 import subprocess
 import sys
@@ -135,6 +136,27 @@ def test_train_from_the_command_line(tmp_path, capsys):
     status, shown, _ = run(capsys, "train", "--out", str(out), "--resume")
     assert status == 0
     assert "Going on with the run in" in shown
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("train", "--help"), ("table", "headline")])
+def test_output_that_nobody_reads_ends_the_command_quietly(monkeypatch, capsys, arguments):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert cli.main(arguments) == 141
+        print("what Python writes at its end", flush=True)
+        monkeypatch.undo()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_broken_pipe_of_something_else_is_not_hidden(monkeypatch):
+    def broken(*_):
+        raise BrokenPipeError(32, "a worker process is gone")
+
+    monkeypatch.setattr(cli, "_run", broken)
+    with pytest.raises(BrokenPipeError, match="a worker process is gone"):
+        cli.main(["table", "headline"])
 
 
 def test_a_run_that_diverged_ends_with_one(monkeypatch, capsys, tmp_path):

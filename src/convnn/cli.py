@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import re
+import select
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any, NamedTuple, NoReturn, get_type_hints
+from typing import Any, NamedTuple, NoReturn, TextIO, get_type_hints
 
 from . import __version__
 from .errors import ConvNNError, DivergedError, MissingExtraError
@@ -17,6 +19,10 @@ try:
     from jsonargparse import ArgumentParser
 except ImportError:
     sys.exit('convnn: jsonargparse is not installed, and the command line needs it; run: pip install "convnn[train]"')
+
+
+BROKEN_PIPE = 141
+"""The status that shells report of a program whose output nobody read to its end: 128 and the number of SIGPIPE."""
 
 
 class Command(NamedTuple):
@@ -148,9 +154,46 @@ def _option(field: dataclasses.Field[Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return 0, or 1 for a missing package or a run that diverged, 2 for wrong options,
-    130 if interrupted.
+    """Run a command; return 0, or 1 for a missing package or a run that diverged, 2 for wrong options or data, 130 if
+    interrupted, 141 if nobody reads what it prints (as in ``convnn table headline | head -1``).
     """
+    try:
+        try:
+            return _main(arguments)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here, where a closed pipe can still be caught
+    except BrokenPipeError:
+        if not _silenced():
+            raise
+        return BROKEN_PIPE
+    except SystemExit as stop:
+        if not isinstance(stop.__context__, BrokenPipeError):
+            raise
+        return BROKEN_PIPE  # rich has caught it, and sent the rest of its output nowhere
+
+
+def _silenced() -> bool:
+    """Send what is still to be printed nowhere if nobody reads it; return whether that is so."""
+    closed = [stream for stream in (sys.stdout, sys.stderr) if stream is not None and _unread(stream)]
+    for stream in closed:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+    return bool(closed)
+
+
+def _unread(stream: TextIO) -> bool:
+    """Tell whether a stream is a pipe of which the other end is closed."""
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), select.POLLOUT)
+    except (AttributeError, OSError, ValueError):  # a system without poll; a stream that is no file
+        return False
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     parsed: Any = make_parser().parse_args(None if arguments is None else list(arguments))
     command = parsed.subcommand
     values = {name: value for name, value in parsed[command].items() if name not in ("config", "__path__")}

@@ -125,9 +125,11 @@ def _interruptible(recorder: Recorder) -> Iterator[None]:
     """Turn Lightning's exit after Ctrl-C back into the KeyboardInterrupt that it was, and Ctrl-C back on."""
     try:
         yield
-    except SystemExit:
+    except SystemExit as stop:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         recorder.write("interrupted")
+        if isinstance(stop.__context__, BrokenPipeError):  # rich ends so when nobody reads what it prints
+            raise
         raise KeyboardInterrupt from None
 
 
