@@ -130,6 +130,9 @@ def test_train_from_the_command_line(tmp_path, capsys):
     options = ("--image-size", "8", "--epochs", "1", "--progress", "false", "--accelerator", "cpu")
     status, shown, _ = run(capsys, "train", "--data", str(tmp_path / "images"), "--out", str(out), *options)
     assert status == 0
+    assert "2 classes: dark, light" in shown
+    assert re.search(r"train  16 images: dark \d, light \d", shown)
+    assert re.search(r"val    2 images \(cut from train\): dark \d, light \d", shown)
     assert "Best epoch by validation: 1 of 1" in shown
     assert "tested once" in shown
     assert (out / "result.json").exists()

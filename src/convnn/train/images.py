@@ -1,23 +1,26 @@
-"""Images from a folder, or from any dataset that timm reads: splits by name, or cut from the training images by the
-seed.
-"""
+"""The images of a run in batches: of a data folder, or of a dataset that timm knows by name."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Subset, default_collate
 
-from ..errors import invalid, missing_extra
+from ..errors import ConvNNError, invalid, missing_extra
 from ..models.backbones import InputConfig
 from .data import next_epoch
+from .decode import as_mode, read_image
+from .folders import FolderImages, ImageFile, read_folder, refuse_shared
 from .module import mixed_seed, seed_epoch
+from .named import class_names, named_record, named_splits
 from .settings import TrainSettings, is_named
+from .splits import cut, folder_record
 
 try:
     import timm.data
@@ -25,8 +28,7 @@ try:
 except ImportError as error:
     raise missing_extra(error.name or "lightning", "train") from error
 
-VAL_FOLDERS, TEST_FOLDERS = ("val", "valid", "validation"), ("test",)
-TRAIN_FOLDERS = ("train", "training")
+SPLITS = ("train", "val", "test")
 
 
 class ImageData(LightningDataModule):
@@ -34,56 +36,29 @@ class ImageData(LightningDataModule):
 
     A split that exists is used: the folders ``train``, ``val`` and ``test``, or the names in the settings. One that
     does not is cut from the training images by the seed. ``classes`` holds the names of the classes, or their numbers
-    where the dataset has no names. Raises ConvNNError when there are no images, or when the splits have different
-    classes.
+    where the dataset has no names; ``folder`` what a data folder holds, or None for a dataset that is named. Raises
+    ConvNNError for data that are in doubt; no image is read.
     """
 
     def __init__(self, settings: TrainSettings, *, takes: InputConfig) -> None:
         super().__init__()
         self.settings = settings
-        augmented = transform(settings, takes=takes, training=True)
-        plain = transform(settings, takes=takes, training=False)
-        names = _split_names(settings)
-        train, watched = open_split(settings, names["train"], augmented), open_split(settings, names["train"], plain)
-        self.classes = class_names(train)
-        self.datasets: dict[str, Any] = {"train": train}
-        for split in ("val", "test"):
-            if names[split] is not None:
-                self.datasets[split] = open_split(settings, names[split], plain)
-                self._check_classes(split)
-        self._cut(watched)
+        steps = {split: transform(settings, takes=takes, training=split == "train") for split in SPLITS}
+        self.folder = None if is_named(settings.data) else _read_folder(settings)
+        self.datasets: dict[str, Any]
+        self.classes: list[str | int]
+        if self.folder is None:
+            self.datasets = named_splits(settings, augmented=steps["train"], plain=steps["val"])
+            train = self.datasets["train"]
+            self.classes = class_names(train.dataset if isinstance(train, Subset) else train)
+        else:
+            root, splits = Path(settings.data), self.folder.splits
+            self.datasets = {split: FolderDataset(root, files, steps[split]) for split, files in splits.items()}
+            self.classes = list(self.folder.classes)
         for split, dataset in self.datasets.items():
             if not isinstance(dataset, IterableDataset) and len(dataset) == 0:
-                raise invalid(
-                    "data", f"images in the {split} split", "none", "check the folder, or the fractions cut off"
-                )
-
-    def _check_classes(self, split: str) -> None:
-        here = class_names(self.datasets[split])
-        if here != self.classes:
-            odd = sorted(set(map(str, here)) ^ set(map(str, self.classes)))
-            raise invalid(
-                "data", f"the same classes in {split} as in train", f"different ones: {odd[:5]}", "align them"
-            )
-
-    def _cut(self, watched: Any) -> None:
-        """Cut the splits that do not exist from the training images, which then appear in no other split."""
-        wanted = [split for split in ("val", "test") if split not in self.datasets]
-        if not wanted:
-            return
-        train, settings = self.datasets["train"], self.settings
-        if isinstance(train, IterableDataset):
-            fix = " ".join(f"--{split}-split NAME" for split in wanted)
-            raise invalid(
-                "data", "splits by name for a dataset that is a stream", f"no {' or '.join(wanted)}", f"give {fix}"
-            )
-        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(settings.seed)).tolist()
-        for split in wanted:
-            fraction = settings.val_fraction if split == "val" else settings.test_fraction
-            count = max(1, round(fraction * len(train)))
-            chosen, order = order[:count], order[count:]
-            self.datasets[split] = Subset(watched, sorted(chosen))
-        self.datasets["train"] = Subset(train, sorted(order))
+                fix = "check the data, or the fractions cut off"
+                raise invalid("data", f"images in the {split} split", "none", fix)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the training batches of the epoch that is about to start, in an order of its own."""
@@ -102,30 +77,140 @@ class ImageData(LightningDataModule):
 
         (Lightning iterates once when a run is resumed and twice otherwise, so a sampler with a generator would not do.)
         """
-        dataset, order = self.datasets[split], None
+        dataset, size = self.datasets[split], self.settings.batch_size
         mixed = mixed_seed(self.settings.seed, -2 if epoch is None else epoch)
-        if epoch is not None and not isinstance(dataset, IterableDataset):
-            order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(mixed)).tolist()
-        return DataLoader(
+        batches: dict[str, Any] = {"batch_size": size}
+        if isinstance(dataset, IterableDataset):
+            batches["drop_last"] = epoch is not None  # a stream cannot be asked whether its last batch is of one image
+        else:
+            dataset = _Guarded(dataset)
+            if epoch is not None:
+                order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(mixed)).tolist()
+                batches = {"batch_sampler": NoBatchOfOne(order, size, False)}
+        return _Loader(
             dataset,
-            batch_size=self.settings.batch_size,
-            sampler=order,
+            **batches,
             num_workers=self.settings.workers,
             generator=torch.Generator().manual_seed(
                 mixed
             ),  # else every iterator would draw from the run's random state
             worker_init_fn=functools.partial(_seed_worker, mixed),
             pin_memory=torch.cuda.is_available(),
+            collate_fn=_collate,
         )
 
     def counts(self) -> dict[str, int | None]:
         """Return the number of images of each split; None for a stream of unknown length."""
         return {split: len(d) if hasattr(d, "__len__") else None for split, d in self.datasets.items()}
 
+    def record(self) -> dict[str, Any]:
+        """Return what is kept with a run, to know on resuming it whether the data are the same."""
+        if self.folder is None:
+            return named_record(self.classes, self.datasets)
+        files = {split: {file.name: file.size for file in found} for split, found in self.folder.splits.items()}
+        return folder_record(self.folder.classes, files)
+
+    def check_test_images(self) -> None:
+        """Read the test images once: they are needed after the last epoch, when an error costs the most.
+
+        Raises ConvNNError for one that cannot be read.
+        """
+        for _ in self.test_dataloader():
+            pass
+
+
+class FolderDataset(Dataset[Any]):
+    """The images of one split of a folder; one that cannot be read is an error that names it."""
+
+    def __init__(self, root: Path, files: list[ImageFile], image_to_tensor: ToTensor) -> None:
+        self.root, self.files, self.image_to_tensor = root, files, image_to_tensor
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        """Return an image as a tensor, and its label."""
+        file = self.files[index]
+        image = read_image(self.root / file.name, self.image_to_tensor.mode)
+        return self.image_to_tensor(image), file.label
+
+    def filenames(self) -> list[str]:
+        """Return the names of the files, relative to the folder."""
+        return [file.name for file in self.files]
+
+
+class NoBatchOfOne(BatchSampler):
+    """Batches of ``batch_size``; a last one of a single image joins the one before it, for batch normalisation.
+
+    >>> [len(batch) for batch in NoBatchOfOne(range(9), 4, False)], len(NoBatchOfOne(range(9), 4, False))
+    ([4, 5], 2)
+    """
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batches = list(super().__iter__())
+        if self.batch_size > 1 and len(batches) > 1 and len(batches[-1]) == 1:
+            last = batches.pop()
+            batches[-1] = [*batches[-1], *last]
+        return iter(batches)
+
+    def __len__(self) -> int:
+        count, size = len(self.sampler), self.batch_size  # type: ignore[arg-type]
+        joined = size > 1 and count > size and count % size == 1 and not self.drop_last
+        return super().__len__() - joined
+
+
+class _Guarded(Dataset[Any]):
+    """Hands errors on as values: one that is raised in a worker process arrives as the text of a traceback."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.dataset[index]
+        except ConvNNError as error:
+            return error
+
+
+class _Loader(DataLoader[Any]):
+    """Raises the errors that ``_Guarded`` handed on."""
+
+    def __iter__(self) -> Any:
+        for batch in super().__iter__():
+            if isinstance(batch, ConvNNError):
+                raise batch
+            yield batch
+
+
+def _collate(samples: list[Any]) -> Any:
+    """Stack samples to a batch; the first error among them stands for all."""
+    return next((sample for sample in samples if isinstance(sample, ConvNNError)), None) or default_collate(samples)
+
 
 def _seed_worker(seed: int, worker: int) -> None:
     """Give a worker process random states of its own, made of the run's seed, the epoch and the worker's number."""
     seed_epoch(seed, worker)
+
+
+def _read_folder(settings: TrainSettings) -> FolderImages:
+    """List a data folder, and cut the splits that it does not have from its training images."""
+    chosen = {split: getattr(settings, f"{split}_split") for split in SPLITS}
+    found = read_folder(Path(settings.data), chosen)
+    train = found.splits["train"]
+    left, held_out = cut(len(train), [split for split in SPLITS if split not in found.splits], settings)
+    chosen_of = {"train": left, **held_out}
+    splits = {**found.splits, **{split: [train[index] for index in indices] for split, indices in chosen_of.items()}}
+    trained = {file.label for file in splits["train"]}
+    gone = [name for label, name in enumerate(found.classes) if label not in trained]
+    if gone and held_out:
+        got = f"none of {gone[:5]} after {' and '.join(held_out)} were cut off"
+        fix = "add images, lower --val-fraction or --test-fraction, or give val/ and test/ folders"
+        raise invalid("data", "training images of every class", got, fix)
+    refuse_shared(splits)
+    return dataclasses.replace(found, splits={split: splits[split] for split in SPLITS}, cut=tuple(held_out))
 
 
 @dataclass(frozen=True)
@@ -137,7 +222,7 @@ class ToTensor:
 
     def __call__(self, image: Any) -> torch.Tensor:
         """Return ``(channels, size, size)``."""
-        return self.steps(image.convert(self.mode))
+        return self.steps(as_mode(image, self.mode))
 
 
 def transform(settings: TrainSettings, *, takes: InputConfig, training: bool) -> ToTensor:
@@ -155,69 +240,3 @@ def transform(settings: TrainSettings, *, takes: InputConfig, training: bool) ->
     else:
         common.update(crop_pct=1.0 if size < 96 else None)
     return ToTensor("RGB" if colour else "L", timm.data.create_transform(**common))
-
-
-def open_split(settings: TrainSettings, split: str | None, image_to_tensor: ToTensor) -> Any:
-    """Open one split by timm; an error of timm's is passed on with what was asked for."""
-    named = is_named(settings.data)
-    root = (settings.data_dir or None) if named else str(Path(settings.data) / split if split else settings.data)
-    options = (
-        {"split": split, "download": settings.download, "seed": settings.seed} if named else {"search_split": False}
-    )
-    try:
-        dataset = timm.data.create_dataset(
-            settings.data if named else "",
-            root=root,
-            is_training=split == settings.train_split,
-            batch_size=settings.batch_size,
-            transform=image_to_tensor,
-            **options,
-        )
-    except (ValueError, RuntimeError, AssertionError, OSError, ImportError, KeyError) as error:
-        what = f"{settings.data!r}, split {split!r}" if split else repr(settings.data)
-        fix = "check --data, --data-dir and the names of the splits, or let it --download"
-        raise invalid("data", "images that timm can read", f"{what} ({error})", fix) from error
-    if getattr(dataset, "transform", None) is None:
-        dataset.transform = image_to_tensor
-    return dataset
-
-
-def class_names(dataset: Dataset[Any]) -> list[str | int]:
-    """Return the classes of a dataset in the order of their labels; raises ConvNNError when it does not know them."""
-    names: Any = getattr(dataset, "classes", None)
-    reader = getattr(dataset, "reader", None)
-    mapping = getattr(reader, "class_to_idx", None)
-    if names is None and mapping:
-        names = sorted(mapping, key=mapping.__getitem__)
-    features = getattr(getattr(reader, "dataset", None), "features", None)
-    if names is None and features is not None:
-        names = getattr(features.get("label"), "names", None)
-    if not names or len(names) < 2:
-        got = repr(list(names or []))
-        raise invalid("data", "a dataset of at least two named classes", got, "sort the images into one folder a class")
-    return list(names)
-
-
-def _split_names(settings: TrainSettings) -> dict[str, str | None]:
-    """Return the name of each split; None stands for one that does not exist (for train: the folder itself)."""
-    if is_named(settings.data):
-        held_out = "validation" if settings.data.lower().startswith("torch/") else "test"
-        return {
-            "train": settings.train_split,
-            "val": settings.val_split or None,
-            "test": settings.test_split or held_out,
-        }
-    found: dict[str, str | None] = {}
-    folder = Path(settings.data)
-    for split, chosen, usual in (
-        ("train", settings.train_split, TRAIN_FOLDERS),
-        ("val", settings.val_split, VAL_FOLDERS),
-        ("test", settings.test_split, TEST_FOLDERS),
-    ):
-        if chosen and chosen not in usual and not (folder / chosen).is_dir():
-            raise invalid(f"{split}_split", f"a folder inside {settings.data}", repr(chosen), "check its name")
-        found[split] = next((name for name in (chosen, *usual) if name and (folder / name).is_dir()), None)
-    if found["train"] is None and (found["val"] or found["test"]):
-        fix = "add train/, or give the folder that holds the classes themselves"
-        raise invalid("data", "a train/ folder beside val/ or test/", repr(settings.data), fix)
-    return found

@@ -10,14 +10,17 @@ from .settings import TrainSettings
 
 try:
     from rich.console import Console
+    from rich.markup import escape
 except ImportError as error:
     raise missing_extra("rich", "train") from error
 
 
 def run_train(settings: TrainSettings) -> None:
     """Train, saying before and after what it is and what came of it."""
-    announce(settings)
-    print_result(settings, train(settings))
+    console = Console()
+    announce(settings, console=console)
+    result = train(settings, say=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True))
+    print_result(settings, result, console=console)
 
 
 def announce(settings: TrainSettings, *, console: Console | None = None) -> None:
@@ -29,10 +32,8 @@ def announce(settings: TrainSettings, *, console: Console | None = None) -> None
         if settings.resume
         else f"{settings.model} with layer {settings.layer} on {settings.data}"
     )
-    console.print(
-        f"{verb} {what}. Ctrl-C stops it; then [bold]convnn train --out {settings.out} --resume[/] goes on.",
-        soft_wrap=True,
-    )
+    again = f"convnn train --out {escape(settings.out)} --resume"
+    console.print(f"{verb} {escape(what)}. Ctrl-C stops it; then [bold]{again}[/] goes on.", soft_wrap=True)
 
 
 def print_result(settings: TrainSettings, result: dict[str, Any], *, console: Console | None = None) -> None:
@@ -47,4 +48,6 @@ def print_result(settings: TrainSettings, result: dict[str, Any], *, console: Co
         f"Its test accuracy: [bold]{100 * test['test_accuracy']:.2f} %[/] on {images or 'all'} images, tested once"
     )
     console.print(f"Parameters: {result['parameters']:,}   FLOPs of one image: {result['flops']:,}")
-    console.print(f"In {settings.out}: result.json, best.ckpt, last.ckpt, settings.yaml", soft_wrap=True)
+    console.print(
+        f"In {escape(settings.out)}: result.json, best.ckpt, last.ckpt, settings.yaml, splits.json", soft_wrap=True
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from ..accounting import count_flops, count_parameters
 from ..errors import invalid, missing_extra
 from ..models import CONFIGURATIONS, check_model, create_model, input_config
 from .images import ImageData
+from .inventory import describe
 from .module import Classifier, Optimisation, seed_epoch
 from .provenance import provenance
 from .quiet import quiet_lightning
@@ -30,15 +31,17 @@ except ImportError as error:
     raise missing_extra(error.name or "lightning", "train") from error
 
 
-def train(settings: TrainSettings) -> dict[str, Any]:
+def train(settings: TrainSettings, *, say: Callable[[str], None] | None = None) -> dict[str, Any]:
     """Train one model, choose its best epoch on the validation images, and test that one once.
 
     Returns what ``result.json`` in ``settings.out`` holds. With ``settings.resume`` the run in that folder goes on from
     its last epoch, exactly as if it had not been interrupted; a finished run is returned as it is. Ctrl-C raises
-    KeyboardInterrupt; everything but the running epoch is kept.
+    KeyboardInterrupt; everything but the running epoch is kept. ``say`` is given the lines that tell which data were
+    found.
 
     Raises:
-        ConvNNError: settings that are wrong or differ from those of the run to resume; a folder that holds another run.
+        ConvNNError: settings that are wrong or differ from those of the run to resume; a folder that holds another run;
+            data that are in doubt or cannot be read.
         DivergedError: a loss or a weight that is not finite; the checkpoints of the epochs before stand.
     """
     settings = resumed(settings) if settings.resume else settings
@@ -51,10 +54,15 @@ def train(settings: TrainSettings) -> dict[str, Any]:
         return finished
     check_model(settings.model)
     data = ImageData(settings, takes=input_config(settings.model, settings.image_size, settings.stem or None))
+    for line in describe(data.classes, data.counts(), data.folder):
+        (say or _silent)(line)
     seed_epoch(settings.seed, -1)
     model = build_model(settings, classes=len(data.classes))
     make_folder(out)
     if not settings.resume:
+        if data.folder is not None:
+            (say or _silent)("Reading the test images once, so that none fails after the last epoch")
+            data.check_test_images()
         save_settings(settings, out / "settings.yaml")
     recorder = Recorder(out, header=_header(settings, data, model))
     classifier = Classifier(
@@ -131,6 +139,10 @@ def _interruptible(recorder: Recorder) -> Iterator[None]:
         if isinstance(stop.__context__, BrokenPipeError):  # rich ends so when nobody reads what it prints
             raise
         raise KeyboardInterrupt from None
+
+
+def _silent(_: str) -> None:
+    """Say nothing."""
 
 
 def _optimisation(settings: TrainSettings) -> Optimisation:

@@ -44,7 +44,7 @@ class TrainSettings:
     )
     data_dir: str = _option("", "where a dataset that is named, not a folder, is kept (timm's root)")
     download: bool = _option(False, "let a named dataset be downloaded into --data-dir")
-    train_split: str = _option("train", "name of the training split")
+    train_split: str = _option("train", "name of the training split; . if all folders of --data are classes")
     val_split: str = _option("", "name of the validation split; empty: val/ of the folder, else cut from train")
     test_split: str = _option("", "name of the test split; empty: test/ of the folder, else cut from train")
     val_fraction: float = _option(0.1, "share of the training images cut off for validation where no such split exists")
@@ -74,7 +74,9 @@ class TrainSettings:
     workers: int = _option(0, "processes that read images; 0 reads them in the training process")
     accelerator: str = _option("auto", "auto, cpu, gpu, mps or tpu")
     precision: str = _option("32", "32, 64, bf16-mixed or 16-mixed")
-    out: str = _option("runs/default", "folder of the run: settings.yaml, result.json, last.ckpt, best.ckpt")
+    out: str = _option(
+        "runs/default", "folder of the run: settings.yaml, splits.json, result.json, last.ckpt, best.ckpt"
+    )
     resume: bool = _option(False, "go on with the run in --out")
     progress: bool = _option(True, "show progress bars")
 
@@ -117,7 +119,8 @@ def _check_data(settings: TrainSettings) -> None:
         raise invalid("data", "a folder of images or a dataset name of timm", "nothing", "give --data PATH")
     if not is_named(data) and not Path(data).is_dir():
         fix = "check the path (a folder), or give a name of timm: torch/cifar10, hfds/..., hfids/..., tfds/..., wds/..."
-        raise invalid("data", "a folder that exists", repr(data), fix)
+        got = f"{data!r}, which is a file" if Path(data).exists() else repr(data)
+        raise invalid("data", "a folder that exists", got, fix)
     for field in ("val_fraction", "test_fraction"):
         _number(field, getattr(settings, field), (1e-9, 0.9), "above 0 and at most 0.9")
     if settings.val_fraction + settings.test_fraction >= 1:
