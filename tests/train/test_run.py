@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -55,7 +56,8 @@ def uninterrupted(images, tmp_path_factory):
 def test_a_run_leaves_everything_behind(uninterrupted, images):
     out, result = uninterrupted
     assert json.loads((out / "result.json").read_text()) == result
-    assert {path.name for path in out.iterdir()} == {"settings.yaml", "result.json", "best.ckpt", "last.ckpt"}
+    files = {"settings.yaml", "splits.json", "result.json", "best.ckpt", "last.ckpt"}
+    assert {path.name for path in out.iterdir()} == files
     assert result["status"] == "finished"
     assert [entry["epoch"] for entry in result["epochs"]] == [1, 2, 3]
     assert result["best"] == max(result["epochs"], key=lambda entry: entry["val_accuracy"])
@@ -128,6 +130,34 @@ def test_a_run_is_not_overwritten(uninterrupted, images):
     out, _ = uninterrupted
     with pytest.raises(ConvNNError, match=r"^out: expected a folder without a run in it, .*; give --resume"):
         train(settings_for(images, out))
+
+
+def test_resuming_on_other_images_is_refused(images, tmp_path, monkeypatch):
+    folder, out = shutil.copytree(images, tmp_path / "images"), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            train(settings_for(folder, out))
+    splits = json.loads((out / "splits.json").read_text())["splits"]
+    held_out = {*splits["val"]["files"], *splits["test"]["files"]}
+    assert len(held_out) == 8
+    assert held_out.isdisjoint(splits["train"]["files"])
+    shutil.copy(folder / "0" / "0.png", folder / "0" / "1000.png")
+    before = (out / "result.json").read_text()
+    with pytest.raises(
+        ConvNNError, match=r"^data: expected the data with which .* got files that differ: 1 added \('0/10"
+    ):
+        train(TrainSettings(out=str(out), resume=True, accelerator="cpu", progress=False))
+    assert (out / "result.json").read_text() == before
+    (folder / "0" / "1000.png").unlink()
+    result = train(TrainSettings(out=str(out), resume=True, accelerator="cpu", progress=False))
+    assert result["status"] == "finished"
+
+
+def test_a_finished_run_needs_no_images(uninterrupted, images, monkeypatch):
+    out, expected = uninterrupted
+    monkeypatch.setattr("convnn.train.run.ImageData", lambda *_, **__: pytest.fail("the images were listed"))
+    assert train(TrainSettings(out=str(out), resume=True)) == expected
 
 
 def test_resuming_with_other_settings_is_refused(uninterrupted):

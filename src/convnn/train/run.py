@@ -23,6 +23,8 @@ from .provenance import provenance
 from .quiet import quiet_lightning
 from .record import Recorder, make_folder
 from .settings import TrainSettings, load_settings, resumed, save_settings
+from .splits import FILE as SPLITS
+from .splits import check_splits, save_splits
 
 try:
     from lightning.pytorch import Trainer
@@ -41,7 +43,7 @@ def train(settings: TrainSettings, *, say: Callable[[str], None] | None = None) 
 
     Raises:
         ConvNNError: settings that are wrong or differ from those of the run to resume; a folder that holds another run;
-            data that are in doubt or cannot be read.
+            data that are in doubt, cannot be read, or are not those that the run to resume was started with.
         DivergedError: a loss or a weight that is not finite; the checkpoints of the epochs before stand.
     """
     settings = resumed(settings) if settings.resume else settings
@@ -54,6 +56,8 @@ def train(settings: TrainSettings, *, say: Callable[[str], None] | None = None) 
         return finished
     check_model(settings.model)
     data = ImageData(settings, takes=input_config(settings.model, settings.image_size, settings.stem or None))
+    if settings.resume:
+        check_splits(data.record(), out / SPLITS)
     for line in describe(data.classes, data.counts(), data.folder):
         (say or _silent)(line)
     seed_epoch(settings.seed, -1)
@@ -63,6 +67,7 @@ def train(settings: TrainSettings, *, say: Callable[[str], None] | None = None) 
         if data.folder is not None:
             (say or _silent)("Reading the test images once, so that none fails after the last epoch")
             data.check_test_images()
+        save_splits(data.record(), out / SPLITS)
         save_settings(settings, out / "settings.yaml")
     recorder = Recorder(out, header=_header(settings, data, model))
     classifier = Classifier(
