@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from . import checks
 from .errors import ConversionWarning, ConvNNError, invalid
@@ -285,7 +285,9 @@ def describe(layer: nn.Module) -> str:
         if part is not layer
         else ""
     )
-    return f"{name} k={part.k}, {part.similarity}, {part.candidates}{ratio}"
+    chosen = part.candidates
+    candidates = f"{chosen.numel()} positions" if isinstance(chosen, Tensor) else chosen
+    return f"{name} k={part.k}, {part.similarity}, {candidates}{ratio}"
 
 
 def _warning(report: ConversionReport, count: int) -> str:

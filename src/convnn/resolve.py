@@ -80,7 +80,8 @@ def _draw(
     """Turn random candidates into positions, and what asks for more candidates than there are into all."""
     if isinstance(candidates, Tensor):
         checks.positions("candidates", candidates, key.shape[1])
-        return candidates.to(key.device, torch.int64).sort().values
+        # Sorted first, which copies them: the caller's own memory may change before a copy to a device is over.
+        return candidates.to(torch.int64).sort().values.to(key.device, non_blocking=True)
     if isinstance(candidates, Random):
         spec = candidates if generator is None else Random(candidates.r, generator)
         return "all" if spec.takes_all(grid) else spec.draw(key.shape[1], key.device)

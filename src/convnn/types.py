@@ -44,7 +44,8 @@ class Random:
     """Candidates: ``r`` tokens drawn without replacement, one draw for the whole batch.
 
     ``generator`` is a ``torch.Generator``, or a seed (an int: every call makes the same draw, on every device), or None
-    for torch's global generator. More candidates than tokens means every token.
+    for torch's global generator, whose state activation checkpointing restores (a ``torch.Generator`` of one's own it
+    does not, so that one is refused there). More candidates than tokens means every token.
 
     >>> Random(3, generator=0).draw(10, torch.device("cpu")).shape
     torch.Size([3])
@@ -75,8 +76,17 @@ class Random:
         elif self.generator is None:
             order = torch.randperm(tokens, device=device)
         else:
+            _refuse_replay()
             order = torch.randperm(tokens, generator=self.generator, device=self.generator.device).to(device)
         return order[: self.r].sort().values
+
+
+def _refuse_replay() -> None:
+    """Refuse a draw in a backward pass, where a forward pass is run again: it would be another draw than the first."""
+    if torch._C._current_graph_task_id() != -1:
+        expected = "None or a seed where a backward pass runs the layer again (activation checkpointing)"
+        fix = "leave it out (torch's global generator, which checkpointing restores), or give a seed"
+        raise invalid("Random.generator", expected, "a torch.Generator, which has moved on since", fix)
 
 
 def _hashed_order(tokens: int, seed: int, device: torch.device) -> Tensor:

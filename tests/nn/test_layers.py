@@ -101,7 +101,7 @@ def test_the_repr_is_the_call_that_made_the_layer(options: dict[str, Any]) -> No
 
 def test_the_repr_of_given_positions_makes_the_layer() -> None:
     layer = ConvNN2d(4, 4, k=3, candidates=torch.tensor([1, 5, 7]))
-    assert torch.equal(rebuilt(layer).candidate_index, layer.candidate_index)
+    assert torch.equal(rebuilt(layer).candidates, layer.candidates)
 
 
 def test_the_repr_leaves_the_defaults_out() -> None:
@@ -230,5 +230,5 @@ def test_lower_precision_is_close_to_double(options: dict[str, Any], dtype: torc
 
 def test_a_layer_can_be_moved_to_another_precision() -> None:
     layer = ConvNN2d(4, 4, k=3, candidates=torch.tensor([1, 5, 7])).double()
-    assert layer.candidate_index.dtype == torch.int64
+    assert layer.candidates.dtype == torch.int64
     assert layer(torch.randn(1, 4, 3, 4, dtype=torch.float64)).dtype == torch.float64

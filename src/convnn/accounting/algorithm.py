@@ -51,8 +51,8 @@ def layer_cost(layer: NeighborLayer, arguments: dict[str, Any]) -> LayerCost:
 def candidate_count(layer: NeighborLayer, grid: tuple[int, ...]) -> int:
     """Return how many tokens of the grid each query is compared with."""
     tokens, candidates = math.prod(grid), layer.candidates
-    if layer.candidate_index is not None:
-        return layer.candidate_index.numel()
+    if isinstance(candidates, Tensor):
+        return candidates.numel()
     if isinstance(candidates, Random):
         return min(candidates.r, tokens)
     if isinstance(candidates, Grid):
@@ -71,7 +71,7 @@ def _width(similarity: Similarity, channels: int, axes: int) -> int:
 
 def _is_sampled(layer: NeighborLayer) -> bool:
     """Whether all queries share one list of candidates, so that only those are projected to keys."""
-    return layer.candidate_index is not None or isinstance(layer.candidates, Random | Grid)
+    return isinstance(layer.candidates, Random | Grid | Tensor)
 
 
 def _of_map(layer: ConvNN1d | ConvNN2d | ConvNN3d, arguments: dict[str, Any]) -> LayerCost:

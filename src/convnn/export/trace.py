@@ -101,15 +101,13 @@ def _fixed_draws(model: nn.Module, images: Tensor) -> Iterator[None]:
         for layer, candidates in before.items():
             layer.candidates = _recording(candidates, draws[layer])
         model(images)
-        for layer, (first, *others) in ((layer, found) for layer, found in draws.items() if found):
-            if all(torch.equal(first, other) for other in others):  # a layer may be used at several sizes
-                layer.candidate_index = first
-        for layer, candidates in before.items():
-            layer.candidates = candidates
+        for layer, found in draws.items():
+            same = bool(found) and all(torch.equal(found[0], other) for other in found)
+            layer.candidates = found[0] if same else before[layer]  # a layer may be used at several sizes
         yield
     finally:
         for layer, candidates in before.items():
-            layer.candidates, layer.candidate_index = candidates, None
+            layer.candidates = candidates
 
 
 def _recording(candidates: Random, found: list[Tensor]) -> Random:

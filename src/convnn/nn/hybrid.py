@@ -116,7 +116,6 @@ class _HybridConvNN(nn.Module):
         self.kernel_size = self._kernel(kernel_size, padding)
         self.branch_ratio, self.k = branch_ratio, k
         self.bias, self.convnn_bias, self.padding_mode = checks.flag("bias", bias), convnn_bias, padding_mode
-        self._options = given_repr(options)
         checks.name("padding_mode", padding_mode, PADDING_MODES)
         share = branch_share(branch_ratio, out_channels)
         radius = kernel_radius(self.kernel_size, self.dilation)
@@ -138,7 +137,7 @@ class _HybridConvNN(nn.Module):
             bias=bias if convnn_bias is None else convnn_bias, padding=self.convnn_padding,
             query_margin=None if patches else margin, **{**shared, **unused}, **options,
         )  # fmt: skip
-        self.convnn = convnn if share else None
+        self.convnn, self._options = convnn if share else None, given_repr(options)
         if share < out_channels:
             convolution: Any = self.conv_type
             self.conv = convolution(

@@ -86,12 +86,12 @@ class HybridAttention(nn.Module):
         self.num_heads, self.k = num_heads, k
         defaults: dict[str, object] = {"qkv_bias": False, "proj_bias": True, "attn_drop": 0.0, "proj_drop": 0.0}
         self._branches = {name: (attention[name], default) for name, default in defaults.items()}
-        self._options = given_repr(options)
         self.convnn = None
         if self.share:
             self.convnn = ConvNNAttention(self.share, num_heads, k, **attention, **options)
         else:  # its options are checked all the same
             ConvNNAttention(num_heads, num_heads, k, **{**attention, "device": "meta"}, **options)
+        self._options = given_repr(options)
         self.attention: ConvNNAttention | None = None
         self.conv: nn.Conv1d | None = None
         if rest and partner == "attention":

@@ -97,7 +97,7 @@ def native_convolution(layer: Any) -> dict[str, Any] | None:
     slots = layer.aggregation in ("standard", "depthwise") and layer.weighting == "ones"
     if not (plain and slots and layer.similarity == "spatial" and layer.unshuffle == layer.shuffle == 1):
         return None
-    window = whole_window(layer.candidates, layer.k, layer.dims) if layer.candidate_index is None else None
+    window = whole_window(layer.candidates, layer.k, layer.dims)
     if window is None or kernel_radius(*window) != layer.query_margin:
         return None
     size, dilation = window

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .. import checks
@@ -27,7 +28,6 @@ class NeighborLayer(nn.Module):
         ConvNNError: an option is not one that the operator has.
     """
 
-    candidate_index: Tensor | None
     eval_seed: int
 
     def __init__(
@@ -54,10 +54,7 @@ class NeighborLayer(nn.Module):
             raise invalid("k", f"a number (aggregation={aggregation!r} has one weight per slot)", None, fix)
         self.k = None if k is None else checks.whole("k", k)
         self.similarity = similarity
-        self.candidates: Candidates = "all" if isinstance(candidates, Tensor) else candidates
-        self.register_buffer(
-            "candidate_index", candidates.clone() if isinstance(candidates, Tensor) else None, persistent=False
-        )
+        self.candidates = candidates
         self.include_self = checks.flag("include_self", include_self)
         self.weighting = weighting
         self.aggregation = aggregation
@@ -67,9 +64,20 @@ class NeighborLayer(nn.Module):
         # Random candidates of an evaluation: the same at every call, in every process, on every device.
         self.eval_seed = 0
 
+    @property
+    def candidates(self) -> Candidates:
+        """Who may be a neighbour; positions as a tensor ``(r,)`` on the CPU."""
+        kept = self._candidates
+        return torch.tensor(kept, dtype=torch.int64, device="cpu") if isinstance(kept, tuple) else kept
+
+    @candidates.setter
+    def candidates(self, value: Candidates) -> None:
+        # Positions are kept as numbers: what moves, loads, averages or empties a model's tensors would change them.
+        self._candidates = _numbers(value) if isinstance(value, Tensor) else value
+
     def _search_options(self) -> dict[str, Any]:
         """Return the keywords of ``knn_search`` that do not depend on the input."""
-        candidates = self.candidates if self.candidate_index is None else self.candidate_index
+        candidates = self.candidates
         if isinstance(candidates, Random) and not self.training:
             candidates = dataclasses.replace(candidates, generator=self.eval_seed)
         return {
@@ -99,16 +107,24 @@ class NeighborLayer(nn.Module):
 
     def _neighbor_repr(self, similarity: str = "cosine", weighting: str = "ones", aggregation: str = "standard") -> str:
         """Write the shared options that are not the given defaults, each behind a comma."""
-        given = {} if self.candidate_index is None else {"candidates": self.candidate_index}
-        return given_repr(given) + options_repr({
+        positions = isinstance(self.candidates, Tensor)
+        return given_repr({"candidates": self.candidates} if positions else {}) + options_repr({
             "similarity": (self.similarity, similarity),
-            "candidates": (self.candidates, "all"),
+            "candidates": ("all" if positions else self.candidates, "all"),
             "weighting": (self.weighting, weighting),
             "aggregation": (self.aggregation, aggregation),
             "temperature": (self.temperature, 1.0),
             "scale": (self.scale, None),
             "impl": (self.impl, "auto"),
         })  # fmt: skip
+
+
+def _numbers(positions: Tensor) -> tuple[int, ...]:
+    """Return the positions as numbers, or refuse a tensor that has none."""
+    if positions.is_meta:
+        fix = 'make them where they have values, e.g. torch.arange(9, device="cpu")'
+        raise invalid("candidates", "positions with values", "a tensor on the meta device", fix)
+    return tuple(positions.tolist())
 
 
 def options_repr(options: Mapping[str, tuple[object, object]]) -> str:

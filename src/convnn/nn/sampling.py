@@ -17,7 +17,7 @@ def samples_map(layer: Any) -> bool:
 
     Read once from its options: then the zeros around the map need not be written.
     """
-    few = layer.candidate_index is not None or isinstance(layer.candidates, Random | Grid)
+    few = isinstance(layer.candidates, Random | Grid | Tensor)
     by_features = isinstance(layer.similarity, str) and layer.similarity != "spatial"
     slots = layer.aggregation == "standard" and layer.slot_groups == 1 and layer.weighting == "ones"
     plain = not (layer.projection or layer.value_coordinates) and layer.padding_mode == "zeros"
