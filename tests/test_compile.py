@@ -31,7 +31,7 @@ TOKENS = {
     "k-NN attention": lambda: ConvNNAttention(8, 2, k=4, aggregation="sum"),
     "attention": lambda: ConvNNAttention(8, 2, k=None, aggregation="sum"),
     "ConvNN attention": lambda: ConvNNAttention(8, 2, k=4),
-    "hybrid attention": lambda: HybridAttention(8, 2, 4),
+    "hybrid attention": lambda: HybridAttention(8, 2, k=4),
 }
 LAYERS = MAPS | TOKENS
 

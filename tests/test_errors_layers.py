@@ -42,15 +42,15 @@ def hybrid(**options: Any) -> HybridConvNN2d:
 
 
 def attention(k: Any = 3, **options: Any) -> ConvNNAttention:
-    return ConvNNAttention(8, 2, k, **options)
+    return ConvNNAttention(8, 2, k=k, **options)
 
 
 def multihead(k: Any = 3, **options: Any) -> ConvNNMultiheadAttention:
-    return ConvNNMultiheadAttention(8, 2, k, batch_first=True, **options)
+    return ConvNNMultiheadAttention(8, 2, k=k, batch_first=True, **options)
 
 
 def mixed(**options: Any) -> HybridAttention:
-    return HybridAttention(8, 2, 3, **options)
+    return HybridAttention(8, 2, k=3, **options)
 
 
 def mask(*shape: int) -> torch.Tensor:

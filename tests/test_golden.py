@@ -110,12 +110,12 @@ def make_attention(case: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[nn
         layer = convnn.ConvNNAttention(p["d_hidden"], p["num_heads"], **attention_options(p, tensors), **shared)
         return layer, attention_names()
     if name == "MultiHeadAttention":
-        full = convnn.ConvNNAttention(p["d_hidden"], p["num_heads"], None, aggregation="sum", **shared)
+        full = convnn.ConvNNAttention(p["d_hidden"], p["num_heads"], k=None, aggregation="sum", **shared)
         return full, attention_names(exchange=False)
     if name == "MultiHeadKvtAttention":
         bias = "param.proj.bias" in tensors
         kvt = convnn.ConvNNAttention(
-            p["dim"], p["num_heads"], p["topk"], aggregation="sum", proj_bias=bias, dtype=torch.float64
+            p["dim"], p["num_heads"], k=p["topk"], aggregation="sum", proj_bias=bias, dtype=torch.float64
         )
         return kvt, {"qkv.weight": "qkv.weight", "proj.weight": "proj.weight", "proj.bias": "proj.bias"}
     options = attention_options(p, tensors)

@@ -69,9 +69,9 @@ LAYERS: dict[str, tuple[type[nn.Module], tuple[int, ...], dict[str, Any], tuple[
     "separable": (convnn.ConvNN2d, (2, 3, 4), {"aggregation": "depthwise_separable"}, (2, 3, 4)),
     "shuffle": (convnn.ConvNN2d, (2, 3, 2), {"unshuffle": 2, "shuffle": 2}, (2, 4, 4)),
     "spatial": (convnn.ConvNN2d, (2, 3, 9), {"padding": 1, "similarity": "spatial"}, (2, 3, 4)),
-    "hybrid": (convnn.HybridConvNN2d, (2, 4, 3, 5), {"similarity": "sqeuclidean"}, (2, 3, 4)),
-    "attention": (convnn.ConvNNAttention, (4, 2, 3), {}, (5, 4)),
-    "hybrid attention": (convnn.HybridAttention, (8, 2, 3), {}, (5, 8)),
+    "hybrid": (convnn.HybridConvNN2d, (2, 4, 3), {"k": 5, "similarity": "sqeuclidean"}, (2, 3, 4)),
+    "attention": (convnn.ConvNNAttention, (4, 2), {"k": 3}, (5, 4)),
+    "hybrid attention": (convnn.HybridAttention, (8, 2), {"k": 3}, (5, 8)),
 }
 
 

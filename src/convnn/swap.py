@@ -32,9 +32,8 @@ _OURS = (*_CONVNN.values(), *_HYBRID.values(), HeadsAttention, HybridAttention)
 
 
 # The options of each replacement, less what the replaced layer decides.
-_FIXED = frozenset({"stride", "padding", "dilation", "groups", "padding_mode", "query_margin", "device", "dtype"})
-_CONV = (keywords_of(ConvNN2d) | {"k", "convnn_bias", "convnn_padding"}) - _FIXED
-_CONV_HYBRID = (keywords_of(HybridConvNN2d) | _CONV | {"kernel_size"}) - _FIXED
+_CONV = (keywords_of(ConvNN2d) | {"k", "bias", "convnn_bias", "convnn_padding"}) - {"query_margin"}
+_CONV_HYBRID = keywords_of(HybridConvNN2d) | _CONV | {"kernel_size"}
 _ATTENTION = HEADS_OPTIONS | {"k"}
 _ATTENTION_HYBRID = HEADS_OPTIONS | {"k", "branch_ratio", "partner", "num_heads", "kernel_size"}
 

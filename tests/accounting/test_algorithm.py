@@ -39,8 +39,8 @@ MAPS = {
     "depthwise": ConvNN2d(6, 6, k=5, aggregation="depthwise"),
     "separable": ConvNN2d(6, 8, k=5, padding=1, aggregation="depthwise_separable"),
     "sum": ConvNN2d(6, 6, k=5, aggregation="sum"),
-    "projection": ConvNN2d(6, 8, k=5, padding=1, projection=True),
-    "projection of random": ConvNN2d(6, 8, k=5, padding=1, projection=True, candidates=Random(7)),
+    "projection": ConvNN2d(6, 8, k=5, padding=1, projection=True, weighting="softmax"),
+    "projection of random": ConvNN2d(6, 8, k=5, padding=1, projection=True, weighting="softmax", candidates=Random(7)),
     "softmax": ConvNN2d(6, 8, k=5, padding=1, weighting="softmax"),
     "unshuffle": ConvNN2d(6, 8, k=3, padding=1, unshuffle=2),
     "shuffle": ConvNN2d(6, 8, k=3, shuffle=2),
@@ -48,16 +48,16 @@ MAPS = {
     "volume": ConvNN3d(6, 8, k=5, padding=1, candidates=Grid(3), similarity=Blend(0.5)),
 }
 ATTENTION = {
-    "attention": ConvNNAttention(12, 3, None, aggregation="sum"),
-    "with biases": ConvNNAttention(12, 3, None, aggregation="sum", qkv_bias=True),
-    "knn": ConvNNAttention(12, 3, 5, aggregation="sum"),
-    "one head": ConvNNAttention(12, 1, 5, proj_bias=False),
-    "depthwise": ConvNNAttention(12, 3, 5),
-    "standard": ConvNNAttention(12, 3, 5, aggregation="standard"),
-    "separable": ConvNNAttention(12, 3, 5, aggregation="depthwise_separable"),
-    "random": ConvNNAttention(12, 3, 5, candidates=Random(7)),
-    "grid": ConvNNAttention(12, 3, 5, candidates=Grid(7), qkv_bias=True),
-    "all of random": ConvNNAttention(12, 3, 5, candidates=Random(99)),
+    "attention": ConvNNAttention(12, 3, k=None, aggregation="sum"),
+    "with biases": ConvNNAttention(12, 3, k=None, aggregation="sum", qkv_bias=True),
+    "knn": ConvNNAttention(12, 3, k=5, aggregation="sum"),
+    "one head": ConvNNAttention(12, 1, k=5, proj_bias=False),
+    "depthwise": ConvNNAttention(12, 3, k=5),
+    "standard": ConvNNAttention(12, 3, k=5, aggregation="standard"),
+    "separable": ConvNNAttention(12, 3, k=5, aggregation="depthwise_separable"),
+    "random": ConvNNAttention(12, 3, k=5, candidates=Random(7)),
+    "grid": ConvNNAttention(12, 3, k=5, candidates=Grid(7), qkv_bias=True),
+    "all of random": ConvNNAttention(12, 3, k=5, candidates=Random(99)),
 }
 
 
@@ -211,12 +211,12 @@ def test_a_hybrid_attention_is_its_branches_and_the_mix():
 
 def test_cross_attention_and_the_order_of_axes():
     query, key = torch.randn(2, 5, 8), torch.randn(2, 9, 8)
-    layer = ConvNNMultiheadAttention(8, 2, 3, batch_first=True)
+    layer = ConvNNMultiheadAttention(8, 2, k=3, batch_first=True)
     projections = 2 * 2 * 8 * 8 * (5 + 9 + 9)
     expected = {"addmm": projections + 2 * 2 * 5 * 8 * 8, "bmm": 2 * 2 * 5 * 9 * 8, "conv1d": 2 * 2 * 5 * 3 * 8}
     profiled = profile(layer, query, key, key, convention="gather", activations=False, runs=0)
     assert dict(profiled.operators) == expected
-    layer = ConvNNMultiheadAttention(8, 2, 3)
+    layer = ConvNNMultiheadAttention(8, 2, k=3)
     inputs = (x.transpose(0, 1) for x in (query, key, key))
     assert dict(profile(layer, *inputs, convention="gather", activations=False, runs=0).operators) == expected
 

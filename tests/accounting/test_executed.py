@@ -82,8 +82,9 @@ def test_patches_are_fewer_and_wider_tokens():
 
 
 def test_projections():
-    layer = ConvNN2d(6, 10, k=5, projection=True)
-    assert flops(layer, 1, 6, *GRID) == 3 * (2 * N * 6 * 6) + 2 * N * N * 6 + 2 * N * 5 * 6 * 10
+    layer = ConvNN2d(6, 10, k=5, projection=True, weighting="softmax")
+    similarities, weighted = 2 * N * N * 6 + 2 * N * 5 * 6, 2 * N * 5 * 6 * 10 + 2 * N * 5 * 10
+    assert flops(layer, 1, 6, *GRID) == 3 * (2 * N * 6 * 6) + similarities + weighted
 
 
 def test_a_hybrid_is_the_sum_of_its_parts():
@@ -103,7 +104,7 @@ PROJECTIONS = 2 * T * C * 4 * C
 
 
 def attention(k, **options):
-    return flops(ConvNNAttention(C, 3, k, **options), 1, T, C)
+    return flops(ConvNNAttention(C, 3, k=k, **options), 1, T, C)
 
 
 def test_attention_to_every_token():
@@ -145,7 +146,7 @@ def test_neighbourhood_attention_compares_its_windows_alone():
         ConvNN2d(6, 10, k=5, padding=1),
         ConvNN2d(6, 10, k=5, candidates=Random(9)),
         HybridConvNN2d(6, 10, candidates=Grid(3)),
-        ConvNN2d(6, 10, k=5, projection=True, aggregation="depthwise_separable"),
+        ConvNN2d(6, 10, k=5, projection=True, weighting="softmax", aggregation="depthwise_separable"),
     ],
     ids=lambda layer: type(layer).__name__,
 )

@@ -41,7 +41,7 @@ def test_knn_attention(count, queries, keys, dtype):
 
 @pytest.mark.parametrize("k", [1, 3, 9, None])
 def test_the_layer_s_heads_attend_to_their_own_neighbours(k):
-    layer = convnn.ConvNNAttention(12, 3, k, aggregation="sum", qkv_bias=True, dtype=torch.float64)
+    layer = convnn.ConvNNAttention(12, 3, k=k, aggregation="sum", qkv_bias=True, dtype=torch.float64)
     x = torch.randn(2, 9, 12, dtype=torch.float64)
 
     def published(x: Tensor) -> Tensor:

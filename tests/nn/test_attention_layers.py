@@ -229,7 +229,7 @@ def test_random_candidates_repeat_in_evaluation_alone() -> None:
 @pytest.mark.parametrize("partner", ["attention", "conv"])
 @pytest.mark.parametrize(("ratio", "share"), [(0.0, 0), (0.25, 2), (0.5, 4), (0.75, 6), (1.0, 8)])
 def test_hybrid_attention_splits_the_channels_convnn_first(partner: str, ratio: float, share: int) -> None:
-    layer, x = HybridAttention(8, 2, 4, branch_ratio=ratio, partner=partner, kernel_size=5).double(), tokens()
+    layer, x = HybridAttention(8, 2, k=4, branch_ratio=ratio, partner=partner, kernel_size=5).double(), tokens()
     outputs = []
     if share:
         outputs.append(layer.convnn(x[..., :share]))

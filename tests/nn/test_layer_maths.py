@@ -165,7 +165,7 @@ LAYERS: list[tuple[int, dict[str, Any]]] = [
     (8, {"aggregation": "depthwise"}),
     (8, {"aggregation": "depthwise", "groups": 4, "weighting": "softmax"}),
     (6, {"aggregation": "depthwise_separable"}),
-    (6, {"aggregation": "depthwise_separable", "projection": True, "value_coordinates": True}),
+    (6, {"aggregation": "depthwise_separable", "projection": True, "weighting": "softmax", "value_coordinates": True}),
     (4, {"aggregation": "sum", "weighting": "softmax", "temperature": 0.3}),
     (6, {"aggregation": "sum", "value_coordinates": True}),
     (6, {"value_coordinates": True}),
@@ -190,7 +190,10 @@ def test_every_aggregation_is_its_einsum(out_channels: int, options: dict[str, A
 
 
 def test_projections_choose_the_neighbours() -> None:
-    layer, x = ConvNN2d(4, 4, k=3, projection=True).double(), torch.randn(1, 4, 5, 6, dtype=torch.float64)
+    layer, x = (
+        ConvNN2d(4, 4, k=3, projection=True, weighting="softmax").double(),
+        torch.randn(1, 4, 5, 6, dtype=torch.float64),
+    )
     tokens = x[0].flatten(1).T
     query, key = tokens @ layer.query_projection.weight.T, tokens @ layer.key_projection.weight.T
     similarity = nn.functional.cosine_similarity(query[:, None], key[None], dim=2)

@@ -26,7 +26,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"k": 4, "similarity": Blend(0.25, "sqeuclidean"), "candidates": Grid(3, 1)},
     {"k": 4, "candidates": Random(12, generator=3), "aggregation": "depthwise"},
     {"k": 4, "candidates": Window((3, 5), dilation=1, border="shift"), "aggregation": "depthwise_separable"},
-    {"k": 4, "projection": True, "value_coordinates": True},
+    {"k": 4, "projection": True, "weighting": "softmax", "value_coordinates": True},
     {"k": 4, "unshuffle": 2, "shuffle": 2, "padding": 1},
     {"k": None, "aggregation": "sum", "weighting": "softmax", "similarity": "dot", "impl": "dense"},
     {"k": 4, "padding": 1, "query_margin": 0, "padding_mode": "circular"},

@@ -119,7 +119,7 @@ def test_the_draws_of_training_are_those_of_a_padded_copy() -> None:
         {"candidates": Random(12), "padding": 2, "query_margin": 1},  # some queries stand in the padding
         {"candidates": Random(12), "padding": 1, "weighting": "softmax"},
         {"candidates": Random(12), "padding": 1, "value_coordinates": True},
-        {"candidates": Random(12), "padding": 1, "projection": True},
+        {"candidates": Random(12), "padding": 1, "projection": True, "weighting": "softmax"},
         {"candidates": Random(12), "padding": 1, "groups": 2},
         {"candidates": Random(12), "padding": 1, "aggregation": "depthwise_separable"},
         {"candidates": Random(111), "padding": 1},  # more than the 110 tokens there are: all

@@ -44,14 +44,14 @@ def test_in_one_and_three_axes(kind: Any, grid: tuple[int, ...]) -> None:
 def test_the_hybrids_pass_them_to_their_convnn() -> None:
     hybrid, x = HybridConvNN2d(4, 8, 3, k=5, groups=2), torch.randn(2, 4, 6, 6)
     torch.testing.assert_close(hybrid(x, hybrid.neighbors(x)), hybrid(x), rtol=1e-5, atol=1e-6)
-    attention, tokens = HybridAttention(16, 2, 5), torch.randn(2, 12, 16)
+    attention, tokens = HybridAttention(16, 2, k=5), torch.randn(2, 12, 16)
     own = attention(tokens, neighbors=attention.neighbors(tokens))
     torch.testing.assert_close(own, attention(tokens), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("aggregation", ["sum", "depthwise", "standard", "depthwise_separable"])
 def test_attention_takes_neighbours_and_their_similarities(aggregation: str) -> None:
-    layer, tokens = ConvNNAttention(16, 4, 5, aggregation=aggregation), torch.randn(2, 12, 16)
+    layer, tokens = ConvNNAttention(16, 4, k=5, aggregation=aggregation), torch.randn(2, 12, 16)
     found = layer.neighbors(tokens)
     torch.testing.assert_close(layer(tokens, neighbors=found), layer(tokens), rtol=1e-5, atol=1e-6)
     # By hand, with a sum: softmax of the similarities given, of the values at the places given.
@@ -111,7 +111,7 @@ def test_shared_neighbours_compile_without_breaks() -> None:
     torch.testing.assert_close(compiled(x), stage(x), rtol=1e-5, atol=1e-6)
 
 
-ATTENTION = ConvNNAttention(16, 4, 5)
+ATTENTION = ConvNNAttention(16, 4, k=5)
 MAP, TOKENS = torch.zeros(2, 4, 5, 5), torch.zeros(2, 12, 16)
 WRONG: dict[str, tuple[Any, str]] = {
     "not neighbours": (
@@ -128,7 +128,7 @@ WRONG: dict[str, tuple[Any, str]] = {
         "neighbors.index: expected positions in [0, 25)",
     ),
     "other heads": (
-        lambda: ATTENTION(TOKENS, neighbors=ConvNNAttention(16, 2, 5).neighbors(TOKENS)),
+        lambda: ATTENTION(TOKENS, neighbors=ConvNNAttention(16, 2, k=5).neighbors(TOKENS)),
         "neighbors: expected (B, H, N, k) with B, H = (2, 4), got (2, 2, 12, 5)",
     ),
     "no heads": (

@@ -18,7 +18,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "blend": lambda: ConvNN2d(4, 6, 5, similarity=Blend(0.5), value_coordinates=True),
     "spatial": lambda: ConvNN2d(4, 6, 9, similarity="spatial", padding=1),
     "hybrid": lambda: HybridConvNN2d(4, 6, 3, k=5),
-    "attention": lambda: nn.Sequential(nn.Flatten(2), ConvNNAttention(64, 4, 3)),
+    "attention": lambda: nn.Sequential(nn.Flatten(2), ConvNNAttention(64, 4, k=3)),
 }
 
 

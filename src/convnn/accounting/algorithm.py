@@ -75,7 +75,7 @@ def _is_sampled(layer: NeighborLayer) -> bool:
 
 
 def _of_map(layer: ConvNN1d | ConvNN2d | ConvNN3d, arguments: dict[str, Any]) -> LayerCost:
-    x, cost = arguments["x"], LayerCost()
+    x, cost = arguments["input"], LayerCost()
     batch = x.shape[0] if x.dim() == layer.dims + 2 else 1
     grid = tuple(size // layer.unshuffle for size in x.shape[-layer.dims :])
     padded = tuple(size + 2 * amount for size, amount in zip(grid, layer.padding, strict=True))

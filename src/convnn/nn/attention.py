@@ -11,7 +11,7 @@ from .. import checks
 from ..types import Neighbors
 from .from_attention import from_multihead, from_timm
 from .heads import HEADS_OPTIONS, HeadsAttention, check_heads, refuse_attn_mask, reset_children
-from .options import check_input, check_options, options_repr
+from .options import check_input, check_options, check_trains, options_repr
 
 
 class ConvNNAttention(HeadsAttention):
@@ -20,21 +20,24 @@ class ConvNNAttention(HeadsAttention):
     ``k=None`` with ``aggregation="sum"`` is standard attention, ``k < N`` with ``"sum"`` k-NN attention (KVT), and
     ``"depthwise"`` weights every slot, by one at the start.
 
+    Takes what timm's ``Attention`` takes, in its order, then the options as keywords.
+
     Args:
         dim: C, the width of a token.
         num_heads: H.
-        k: neighbours of every query, or None for every token (with ``aggregation="sum"``).
         attn_head_dim: d, the width of a head; ``C / H`` if left out.
         dim_out: the width of an output token; C if left out.
         qkv_bias: whether the projections to queries, keys and values have a bias.
         qk_norm: whether queries and keys are normalised by ``norm_layer``.
         scale_norm: whether the attended tokens are normalised by ``norm_layer``.
         proj_bias: whether the output projection has a bias.
+        gated: whether the attended tokens are multiplied by the sigmoid of a projection of the input.
         attn_drop: the chance that a neighbour is dropped in training.
         proj_drop: the chance that an output element is dropped in training.
         norm_layer: what ``qk_norm`` and ``scale_norm`` build; ``nn.LayerNorm`` if left out.
         device: of the parameters.
         dtype: of the parameters.
+        k: neighbours of every query, or None for every token (with ``aggregation="sum"``).
         **options: ``similarity="dot"``, ``candidates="all"`` (a sequence is a 1-d grid), ``include_self=False``,
             ``weighting="softmax"``, ``aggregation="depthwise"``, ``temperature=1.0``, ``scale=None``, ``impl="auto"``.
 
@@ -57,19 +60,20 @@ class ConvNNAttention(HeadsAttention):
         self,
         dim: int,
         num_heads: int = 8,
-        k: int | None = 9,
-        *,
         attn_head_dim: int | None = None,
         dim_out: int | None = None,
         qkv_bias: bool = False,
         qk_norm: bool = False,
         scale_norm: bool = False,
         proj_bias: bool = True,
+        gated: bool = False,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
         norm_layer: type[nn.Module] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        k: int | None = 9,
         **options: Any,
     ) -> None:
         check_options(options, HEADS_OPTIONS)
@@ -80,12 +84,16 @@ class ConvNNAttention(HeadsAttention):
         super().__init__(checks.whole("num_heads", num_heads), head_dim, k, **factory, **options)
         self.dim, self.attn_dim = checks.whole("dim", dim), num_heads * head_dim
         norm: Any = nn.LayerNorm if norm_layer is None else norm_layer
+        if checks.flag("qk_norm", qk_norm):
+            check_trains("qk_norm", self)
         self.qkv = nn.Linear(dim, 3 * self.attn_dim, bias=checks.flag("qkv_bias", qkv_bias), **factory)
         self.q_norm: nn.Module = norm(head_dim, **factory) if qk_norm else nn.Identity()
         self.k_norm: nn.Module = norm(head_dim, **factory) if qk_norm else nn.Identity()
         self.attn_drop = nn.Dropout(checks.chance("attn_drop", attn_drop))
-        self.norm: nn.Module = norm(self.attn_dim, **factory) if scale_norm else nn.Identity()
-        self.gate = None
+        scaled = checks.flag("scale_norm", scale_norm)
+        self.norm: nn.Module = norm(self.attn_dim, **factory) if scaled else nn.Identity()
+        gate = checks.flag("gated", gated)
+        self.gate = nn.Linear(dim, self.attn_dim, bias=qkv_bias, **factory) if gate else None
         dim_out = dim if dim_out is None else checks.whole("dim_out", dim_out)
         self.proj = nn.Linear(self.attn_dim, dim_out, bias=checks.flag("proj_bias", proj_bias), **factory)
         self.proj_drop = nn.Dropout(checks.chance("proj_drop", proj_drop))
@@ -160,7 +168,7 @@ class ConvNNAttention(HeadsAttention):
         return self.q_norm(query), self.k_norm(key), value
 
     def extra_repr(self) -> str:
-        """Write the call that makes this layer (the norms and the gate stand below it)."""
+        """Write the call that makes this layer (the norms stand below it)."""
         own = {
             "attn_head_dim": (self.head_dim, self.dim // self.num_heads),
             "dim_out": (self.proj.out_features, self.dim),
@@ -168,6 +176,7 @@ class ConvNNAttention(HeadsAttention):
             "qk_norm": (not isinstance(self.q_norm, nn.Identity), False),
             "scale_norm": (not isinstance(self.norm, nn.Identity), False),
             "proj_bias": (self.proj.bias is not None, True),
+            "gated": (self.gate is not None, False),
             "attn_drop": (self.attn_drop.p, 0.0),
             "proj_drop": (self.proj_drop.p, 0.0),
             "include_self": (self.include_self, False),

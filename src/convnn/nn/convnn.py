@@ -13,12 +13,12 @@ from ..errors import invalid
 from ..knn import convolve_map, knn_aggregate, knn_search
 from ..stages import geometry
 from ..types import Candidates, Lattice, Neighbors, Similarity, Weighting
-from .kernels import Conv, as_slots, native_convolution, spatial_options
+from . import kernels
 from .options import (
     PADDING_MODES,
     NeighborLayer,
-    aggregation_groups,
     check_input,
+    check_trains,
     init_like_conv,
     options_repr,
     per_axis,
@@ -30,16 +30,18 @@ from .sampling import sample, samples_map
 class _ConvNN(NeighborLayer):
     """The k nearest tokens of every position of a map, aggregated by one matrix per slot.
 
-    Takes what ``nn.Conv*d`` takes (``k`` for the kernel size). The queries are the input's own positions (every
-    ``stride``-th); what ``padding`` adds are candidates, not queries.
+    Takes what ``nn.Conv*d`` takes, in its order, with ``k`` in the kernel size's place; of ``dilation`` only 1. The
+    queries are the input's own positions (every ``stride``-th); what ``padding`` adds are candidates, not queries.
 
     Args:
         in_channels: C_in.
         out_channels: C_out.
         k: neighbours of every query, itself counted; None (with ``aggregation="sum"``) for every token.
         stride: the distance of the queries, in tokens; one number, or one per axis.
-        padding: tokens added on every side of every axis.
-        groups: as in ``nn.Conv*d``.
+        padding: tokens added on every side of every axis: numbers, ``"valid"`` (0), or ``"same"`` (with stride 1, and
+            as many as k neighbours fill a window: the radius of that window).
+        dilation: 1; neighbours have no kernel to dilate, but ``Window(size, dilation)`` has gaps.
+        groups: as in ``nn.Conv*d``, and so are ``padding_mode``, ``device`` and ``dtype``.
         bias: whether to add a learned ``(C_out,)``.
         similarity: ``"cosine"``, ``"dot"``, ``"sqeuclidean"``, ``"euclidean"``, ``"spatial"`` or ``Blend(lam)``.
         candidates: ``"all"``, ``Random(r)`` (redrawn at every call in training; the draw of ``eval_seed`` in
@@ -48,17 +50,16 @@ class _ConvNN(NeighborLayer):
             whose slots stay in raster order, as a kernel's.
         weighting: ``"ones"``, ``"identity"`` or ``"softmax"`` of the similarities.
         aggregation: ``"standard"``, ``"depthwise"``, ``"depthwise_separable"`` or ``"sum"``.
-        projection: whether queries, keys and values are learned 1x1 projections (without bias) of the input.
+        projection: whether queries, keys and values are learned 1x1 projections (without bias) of the input; with
+            ``weighting`` ``"softmax"`` or ``"identity"``, without which queries and keys have no gradient to learn by.
         value_coordinates: whether the coordinates are appended to the values (published: aggregation "Loc_Col").
         unshuffle: fold patches of this size into tokens before (1: none).
         shuffle: spread the output over patches of this size after (1: none).
-        padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``, as in ``nn.Conv*d``.
         query_margin: the first query's distance from the border of the padded map; ``padding`` if left out (the
             queries are the input's tokens). A kernel's radius makes the output as large as that convolution's.
         temperature: the similarities' divisor under ``"softmax"``.
         scale: the factor of ``"dot"``; ``1/sqrt(C_in)`` if left out.
         impl: ``"auto"``, or the implementation to run.
-        device, dtype: as in ``nn.Conv*d``.
 
     Shapes:
         Input ``(B, C_in, *grid)`` or ``(C_in, *grid)``; output with C_out and ``ceil(size / stride)`` per axis.
@@ -75,20 +76,29 @@ class _ConvNN(NeighborLayer):
     """
 
     dims: ClassVar[int]
-    conv_type: ClassVar[type[Conv]]
+    conv_type: ClassVar[type[kernels.Conv]]
+    transposed: ClassVar[bool] = False
     weight: nn.Parameter | None
     bias: nn.Parameter | None
+    query_projection: nn.Linear | None
+    key_projection: nn.Linear | None
+    value_projection: nn.Linear | None
+    pointwise: nn.Linear | None
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
         k: int | None = 9,
-        *,
         stride: int | tuple[int, ...] = 1,
-        padding: int | tuple[int, ...] = 0,
+        padding: int | tuple[int, ...] | str = 0,
+        dilation: int | tuple[int, ...] = 1,
         groups: int = 1,
         bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
         similarity: Similarity = "cosine",
         candidates: Candidates = "all",
         include_self: bool | None = None,
@@ -98,13 +108,10 @@ class _ConvNN(NeighborLayer):
         value_coordinates: bool = False,
         unshuffle: int = 1,
         shuffle: int = 1,
-        padding_mode: str = "zeros",
         query_margin: int | tuple[int, ...] | None = None,
         temperature: float = 1.0,
         scale: float | None = None,
         impl: str = "auto",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
         if include_self is None:
             include_self = not isinstance(similarity, str) or similarity != "spatial"
@@ -115,35 +122,21 @@ class _ConvNN(NeighborLayer):
         self.out_channels = checks.whole("out_channels", out_channels)
         self.groups = checks.whole("groups", groups)
         self.stride = per_axis("stride", stride, self.dims, at_least=1)
-        self.padding = per_axis("padding", padding, self.dims, at_least=0)
+        self.padding = kernels.token_padding(padding, self)
+        self.dilation, self.output_padding = kernels.undilated(dilation, self.dims), (0,) * self.dims
         margin = self.padding if query_margin is None else query_margin
         self.query_margin = per_axis("query_margin", margin, self.dims, at_least=0)
         self.padding_mode = padding_mode
         self.unshuffle = checks.whole("unshuffle", unshuffle)
         self.shuffle = checks.whole("shuffle", shuffle)
         self.projection = checks.flag("projection", projection)
+        if projection:
+            check_trains("projection", self)
         self.value_coordinates = checks.flag("value_coordinates", value_coordinates)
         self.has_bias = checks.flag("bias", bias) and aggregation != "sum"
-        self._make_parameters({"device": device, "dtype": dtype})
-        self.native, self.unpadded = native_convolution(self), samples_map(self)
+        kernels.make_parameters(self, {"device": device, "dtype": dtype})
+        self.native, self.unpadded = kernels.native_convolution(self), samples_map(self)
         self.reset_parameters()
-
-    def _make_parameters(self, factory: dict[str, Any]) -> None:
-        token = self.in_channels * self.unshuffle**self.dims
-        value = token + self.dims * self.value_coordinates
-        out = self.out_channels * self.shuffle**self.dims
-        groups = self.slot_groups = aggregation_groups(self.aggregation, self.groups, value=value, out=out)
-        separable = self.aggregation == "depthwise_separable"
-        self.query_projection = nn.Linear(token, token, bias=False, **factory) if self.projection else None
-        self.key_projection = nn.Linear(token, token, bias=False, **factory) if self.projection else None
-        self.value_projection = nn.Linear(token, token, bias=False, **factory) if self.projection else None
-        self.pointwise = nn.Linear(value, out, bias=self.has_bias, **factory) if separable else None
-        self.weight = None
-        if self.aggregation != "sum":
-            shape = (value if separable else out, value // groups, self.k or 1)
-            self.weight = nn.Parameter(torch.empty(shape, **factory))
-        with_bias = self.has_bias and not separable
-        self.register_parameter("bias", nn.Parameter(torch.empty(out, **factory)) if with_bias else None)
 
     def reset_parameters(self) -> None:
         """Initialise as ``nn.Conv*d`` does."""
@@ -168,19 +161,19 @@ class _ConvNN(NeighborLayer):
             >>> torch.allclose(convnn.ConvNN2d.from_conv(conv)(x), conv(x), atol=1e-6)
             True
         """
-        layer = cls(**spatial_options(conv, cls.conv_type), impl=impl)
+        layer = cls(**kernels.spatial_options(conv, cls.conv_type), impl=impl)
         layer.load_state_dict(conv.state_dict())
         for name, parameter in conv.named_parameters():
             layer.get_parameter(name).requires_grad_(parameter.requires_grad)
         return layer.train(conv.training)
 
-    def forward(self, x: Tensor, neighbors: Neighbors | None = None) -> Tensor:
+    def forward(self, input: Tensor, neighbors: Neighbors | None = None) -> Tensor:  # noqa: A002  # nn.Conv*d's name
         """Map ``(B, C_in, *grid)`` (or without B) to ``(B, C_out, *grid')``, in the input's memory format.
 
         ``neighbors``: what ``self.neighbors`` or that of a layer of the same geometry returned; nothing is searched.
         """
-        unbatched = self._check_input(x)
-        x = x.unsqueeze(0) if unbatched else x
+        unbatched = self._check_input(input)
+        x = input.unsqueeze(0) if unbatched else input
         native = self.native if neighbors is None and self.impl in ("auto", "conv") else None
         if native is None:
             y = self._aggregate(x, neighbors)
@@ -261,7 +254,7 @@ class _ConvNN(NeighborLayer):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Accept a convolution's weight ``(C_out, C_in/groups, *kernel)`` where the slots are that very kernel's."""
         if prefix + "weight" in state_dict:
-            state_dict = {**state_dict, prefix + "weight": as_slots(state_dict[prefix + "weight"], self)}
+            state_dict = {**state_dict, prefix + "weight": kernels.as_slots(state_dict[prefix + "weight"], self)}
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self) -> str:

@@ -32,9 +32,9 @@ def from_timm(
     refuse_attachments("attention", attention)
     source: Any = attention
     layer: Any = kind(
-        source.qkv.in_features, source.num_heads, k, attn_head_dim=source.head_dim, dim_out=source.proj.out_features,
+        source.qkv.in_features, source.num_heads, k=k, attn_head_dim=source.head_dim, dim_out=source.proj.out_features,
         qkv_bias=source.qkv.bias is not None, proj_bias=source.proj.bias is not None,
-        attn_drop=source.attn_drop.p, proj_drop=source.proj_drop.p,
+        qk_norm=not isinstance(source.q_norm, nn.Identity), attn_drop=source.attn_drop.p, proj_drop=source.proj_drop.p,
         device=source.qkv.weight.device, dtype=source.qkv.weight.dtype,
         **{"scale": source.scale if options.get("similarity", "dot") == "dot" else None, **options},
     )  # fmt: skip
@@ -53,7 +53,7 @@ def from_multihead(
     check_multihead(attention)
     bias = attention.in_proj_bias is not None
     layer: Any = kind(
-        attention.embed_dim, attention.num_heads, k, qkv_bias=bias, proj_bias=bias, attn_drop=attention.dropout,
+        attention.embed_dim, attention.num_heads, k=k, qkv_bias=bias, proj_bias=bias, attn_drop=attention.dropout,
         device=attention.in_proj_weight.device, dtype=attention.in_proj_weight.dtype, **options,
     )  # fmt: skip
     with torch.no_grad():

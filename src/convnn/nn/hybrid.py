@@ -42,27 +42,28 @@ def branch_share(branch_ratio: float, channels: int) -> int:
 class _HybridConvNN(nn.Module):
     """A convolution and a ConvNN, both fed the whole input, concatenated (ConvNN first) and mixed by a 1x1 convolution.
 
-    Drop-in for ``nn.Conv*d``: the same output size for any stride, padding and dilation (an even kernel, which has no
-    centre for the query to stand on, takes ``padding="same"`` with stride 1). Of the
-    C_out channels, ``floor(branch_ratio * C_out)`` are the ConvNN's. With ``groups`` above 1, every output channel sees
-    its own group alone, so the groups are divided between the branches (each branch is fed its groups).
+    Drop-in for ``nn.Conv*d``, whose arguments it takes in its order: the same output size for any stride, padding and
+    dilation (an even kernel, which has no centre for the query to stand on, takes ``padding="same"`` with stride 1). Of
+    the C_out channels, ``floor(branch_ratio * C_out)`` are the ConvNN's. With ``groups`` above 1, every output channel
+    sees its own group alone, so the groups are divided between the branches (each branch is fed its groups).
 
     Args:
         in_channels: C_in.
         out_channels: C_out.
         kernel_size: of the convolution; even sizes only with ``padding="same"`` and stride 1.
-        k: neighbours of the ConvNN.
-        branch_ratio: lambda, the ConvNN's share of the output channels, in [0, 1]; 0 and 1 keep one branch and the mix.
         stride: of both branches.
-        padding: of the map that both branches see; ``"same"`` (the kernel's radius), ``"valid"``, or numbers.
+        padding: of the map that both branches see; ``"same"`` (the kernel's radius, with any stride), ``"valid"``, or
+            numbers. The default is ``"same"``, not 0.
         dilation: of the convolution.
         groups: of both branches together.
         bias: whether the branches have a bias (the mix always has one).
-        convnn_bias: whether the ConvNN has one; as ``bias`` if left out.
-        convnn_padding: of the map that the ConvNN finds its neighbours in; as ``padding`` if left out.
         padding_mode: as in ``nn.Conv*d``.
         device: as in ``nn.Conv*d``.
         dtype: as in ``nn.Conv*d``.
+        k: neighbours of the ConvNN.
+        branch_ratio: lambda, the ConvNN's share of the output channels, in [0, 1]; 0 and 1 keep one branch and the mix.
+        convnn_bias: whether the ConvNN has one; as ``bias`` if left out.
+        convnn_padding: of the map that the ConvNN finds its neighbours in; as ``padding`` if left out.
         **options: of the ConvNN: ``similarity``, ``candidates``, ``aggregation``, ...
 
     Shapes:
@@ -83,6 +84,7 @@ class _HybridConvNN(nn.Module):
     dims: ClassVar[int]
     conv_type: ClassVar[type[Conv]]
     convnn_type: ClassVar[type[ConvNN1d | ConvNN2d | ConvNN3d]]
+    transposed: ClassVar[bool] = False
     conv: Conv | None
     convnn: ConvNN1d | ConvNN2d | ConvNN3d | None
 
@@ -91,19 +93,19 @@ class _HybridConvNN(nn.Module):
         in_channels: int,
         out_channels: int,
         kernel_size: int | tuple[int, ...] = 3,
-        k: int | None = 9,
-        *,
-        branch_ratio: float = 0.5,
         stride: int | tuple[int, ...] = 1,
         padding: int | tuple[int, ...] | str = "same",
         dilation: int | tuple[int, ...] = 1,
         groups: int = 1,
         bias: bool = True,
-        convnn_bias: bool | None = None,
-        convnn_padding: int | tuple[int, ...] | None = None,
         padding_mode: str = "zeros",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        k: int | None = 9,
+        branch_ratio: float = 0.5,
+        convnn_bias: bool | None = None,
+        convnn_padding: int | tuple[int, ...] | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -113,6 +115,7 @@ class _HybridConvNN(nn.Module):
         self.groups = checks.whole("groups", groups)
         self.stride = per_axis("stride", stride, self.dims, at_least=1)
         self.dilation = per_axis("dilation", dilation, self.dims, at_least=1)
+        self.output_padding = (0,) * self.dims
         self.kernel_size = self._kernel(kernel_size, padding)
         self.branch_ratio, self.k = branch_ratio, k
         self.bias, self.convnn_bias, self.padding_mode = checks.flag("bias", bias), convnn_bias, padding_mode
@@ -132,7 +135,7 @@ class _HybridConvNN(nn.Module):
         # A branch of no channels is made on the meta device and dropped: its options are checked all the same.
         unused = {} if share else {"device": "meta"}
         convnn = self.convnn_type(
-            self.convnn_channels or in_channels, share or out_channels, k,
+            self.convnn_channels or in_channels, share or out_channels, k=k,
             groups=self.convnn_groups if share and groups > 1 else 1,
             bias=bias if convnn_bias is None else convnn_bias, padding=self.convnn_padding,
             query_margin=None if patches else margin, **{**shared, **unused}, **options,
@@ -188,11 +191,12 @@ class _HybridConvNN(nn.Module):
             expected = "equal to shuffle, with stride 1 and padding 'same' (the branches must agree in size)"
             raise invalid("unshuffle", expected, options.get("unshuffle", 1), "set unshuffle = shuffle")
 
-    def forward(self, x: Tensor, neighbors: Neighbors | None = None) -> Tensor:
+    def forward(self, input: Tensor, neighbors: Neighbors | None = None) -> Tensor:  # noqa: A002  # nn.Conv*d's name
         """Map ``(B, C_in, *grid)`` (or without B) to ``(B, C_out, *grid')``.
 
         ``neighbors``: what the ConvNN branch is to aggregate, found before by ``neighbors()`` of a layer like this one.
         """
+        x = input
         self._check_input(x)
         channel = x.dim() - self.dims - 1
         branches = []
@@ -240,8 +244,8 @@ class _HybridConvNN(nn.Module):
         return call + options_repr(own) + self._options
 
 
-# What a hybrid takes besides its own: the ConvNN's keywords, less those that both branches share.
-CONVNN_OPTIONS = keywords_of(ConvNN2d) - keywords_of(_HybridConvNN) - {"query_margin"}
+# What a hybrid takes besides its own: the ConvNN's options, less what the kernel decides.
+CONVNN_OPTIONS = keywords_of(ConvNN2d) - {"query_margin"}
 
 
 class HybridConvNN1d(_HybridConvNN):  # noqa: D101  # the docstring is the base's

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -23,25 +24,32 @@ class HybridAttention(nn.Module):
 
     Unlike the convolutional hybrid, whose branches both see every channel, the channels are split.
     The outputs are concatenated, ConvNN's first, and mixed by a linear layer with bias. Drop-in for timm's
-    ``Attention``.
+    ``Attention``, whose arguments it takes in its order.
 
     Args:
         dim: C, the width of a token.
         num_heads: heads of each branch.
+        attn_head_dim: the width of a head in every branch that attends; the branch's width / heads if left out.
+        dim_out: the width of an output token; C if left out.
+        qkv_bias: as in timm's ``Attention``, and so are ``qk_norm``, ``scale_norm``, ``proj_bias``, ``gated``,
+            ``attn_drop``, ``proj_drop`` and ``norm_layer``, in every branch that attends.
+        qk_norm: see above.
+        scale_norm: see above.
+        proj_bias: see above.
+        gated: see above.
+        attn_drop: see above.
+        proj_drop: see above.
+        norm_layer: see above.
+        device: of the parameters.
+        dtype: of the parameters.
         k: neighbours of the ConvNN branch.
         branch_ratio: lambda, the ConvNN's share of the channels, in [0, 1]; 0 and 1 keep one branch and the mix.
         partner: the other branch, ``"attention"`` or ``"conv"`` (an ``nn.Conv1d`` over the tokens).
         kernel_size: of the ``"conv"`` partner; odd.
-        qkv_bias: as in timm's ``Attention``; so are ``proj_bias``, ``attn_drop`` and ``proj_drop``, in every branch.
-        proj_bias: see above.
-        attn_drop: see above.
-        proj_drop: see above.
-        device: of the parameters.
-        dtype: of the parameters.
         **options: of the ConvNN branch, as of ``ConvNNAttention``.
 
     Shapes:
-        Input and output ``(B, N, C)``.
+        Input ``(B, N, C)``, output ``(B, N, dim_out)``.
 
     Raises:
         ConvNNError: an argument or an input does not fit.
@@ -57,17 +65,23 @@ class HybridAttention(nn.Module):
         self,
         dim: int,
         num_heads: int = 8,
-        k: int | None = 9,
+        attn_head_dim: int | None = None,
+        dim_out: int | None = None,
+        qkv_bias: bool = False,
+        qk_norm: bool = False,
+        scale_norm: bool = False,
+        proj_bias: bool = True,
+        gated: bool = False,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        norm_layer: type[nn.Module] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         *,
+        k: int | None = 9,
         branch_ratio: float = 0.5,
         partner: str = "attention",
         kernel_size: int = 3,
-        qkv_bias: bool = False,
-        proj_bias: bool = True,
-        attn_drop: float = 0.0,
-        proj_drop: float = 0.0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -76,32 +90,37 @@ class HybridAttention(nn.Module):
         self.dim, self.branch_ratio, self.partner = checks.whole("dim", dim), branch_ratio, partner
         self.share = branch_share(branch_ratio, dim)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        attention: dict[str, Any] = {"qkv_bias": qkv_bias, "proj_bias": proj_bias, "attn_drop": attn_drop,
-                                     "proj_drop": proj_drop, **factory}  # fmt: skip
+        own: dict[str, Any] = {"attn_head_dim": attn_head_dim, "qkv_bias": qkv_bias, "qk_norm": qk_norm,
+                               "scale_norm": scale_norm, "proj_bias": proj_bias, "gated": gated,
+                               "attn_drop": attn_drop, "proj_drop": proj_drop}  # fmt: skip
+        attention: dict[str, Any] = {**own, "norm_layer": norm_layer, **factory}
         rest = dim - self.share
         self.kernel_size = checks.whole("kernel_size", kernel_size)
         if kernel_size % 2 == 0:
             raise invalid("kernel_size", "an odd size", kernel_size, "add or take 1")
-        self._check_split(num_heads)
+        self._check_split(num_heads, attn_head_dim)
         self.num_heads, self.k = num_heads, k
-        defaults: dict[str, object] = {"qkv_bias": False, "proj_bias": True, "attn_drop": 0.0, "proj_drop": 0.0}
-        self._branches = {name: (attention[name], default) for name, default in defaults.items()}
+        defaults = inspect.signature(ConvNNAttention).parameters
+        self._branches = {name: (value, defaults[name].default) for name, value in own.items()}
         self.convnn = None
         if self.share:
-            self.convnn = ConvNNAttention(self.share, num_heads, k, **attention, **options)
+            self.convnn = ConvNNAttention(self.share, num_heads, k=k, **attention, **options)
         else:  # its options are checked all the same
-            ConvNNAttention(num_heads, num_heads, k, **{**attention, "device": "meta"}, **options)
+            ConvNNAttention(num_heads, num_heads, k=k, **{**attention, "device": "meta"}, **options)
         self._options = given_repr(options)
         self.attention: ConvNNAttention | None = None
         self.conv: nn.Conv1d | None = None
         if rest and partner == "attention":
-            self.attention = ConvNNAttention(rest, num_heads, None, aggregation="sum", **attention)
+            self.attention = ConvNNAttention(rest, num_heads, k=None, aggregation="sum", **attention)
         elif rest:
             self.conv = nn.Conv1d(rest, rest, kernel_size, padding=kernel_size // 2, **factory)
-        self.mix = nn.Linear(dim, dim, **factory)
+        dim_out = dim if dim_out is None else checks.whole("dim_out", dim_out)
+        self.mix = nn.Linear(dim, dim_out, **factory)
 
-    def _check_split(self, num_heads: int) -> None:
+    def _check_split(self, num_heads: int, head_dim: int | None) -> None:
         heads = checks.whole("num_heads", num_heads)
+        if head_dim is not None:  # then no head's width is a part of the branch's
+            return
         rest = self.dim - self.share if self.partner == "attention" else 0
         if self.share % heads or rest % heads:
             got = f"{self.branch_ratio} ({self.share} and {self.dim - self.share} channels)"
@@ -117,7 +136,7 @@ class HybridAttention(nn.Module):
         key_padding_mask: Tensor | None = None,
         neighbors: Neighbors | None = None,
     ) -> Tensor:
-        """Map ``(B, N, C)`` to ``(B, N, C)``; ``key_padding_mask`` ``(B, N)`` is True for tokens to leave out.
+        """Map ``(B, N, C)`` to ``(B, N, dim_out)``; ``key_padding_mask`` ``(B, N)`` is True for tokens to leave out.
 
         ``neighbors``: what the ConvNN branch is to attend to, found before by ``neighbors()`` of a layer like this one.
         """
@@ -150,6 +169,7 @@ class HybridAttention(nn.Module):
     def extra_repr(self) -> str:
         """Write the call that makes this layer; the branches follow."""
         own: dict[str, tuple[object, object]] = {
+            "dim_out": (self.mix.out_features, self.dim),
             "partner": (self.partner, "attention"),
             "kernel_size": (self.kernel_size, 3),
         }

@@ -1,16 +1,17 @@
-"""What a convolution's kernel, dilation and padding mean in tokens."""
+"""What a convolution's kernel, dilation, padding and weights are in tokens."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import invalid
 from ..stages.geometry import whole_window
 from ..types import Window
 from .attachments import refuse_attachments
-from .options import per_axis
+from .options import aggregation_groups, per_axis, simplest
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
@@ -41,6 +42,29 @@ def resolve_padding(value: object, radius: tuple[int, ...]) -> tuple[int, ...]:
     if isinstance(value, str):
         raise invalid("padding", "numbers, 'same' or 'valid'", repr(value), "choose one of these")
     return per_axis("padding", value, len(radius), at_least=0)
+
+
+def token_padding(value: object, layer: Any) -> tuple[int, ...]:
+    """Return a ConvNN's padding per axis; ``"same"`` is the radius of the odd window that its k neighbours fill."""
+    if value != "same":
+        return resolve_padding(value, (0,) * layer.dims)
+    if set(layer.stride) != {1}:
+        raise invalid("padding", "numbers or 'valid' with a stride", "'same'", "give numbers, as nn.Conv*d wants")
+    candidates = layer.candidates if isinstance(layer.candidates, Window) else "all"
+    window = whole_window(candidates, layer.k or 0, layer.dims) or whole_window("all", layer.k or 0, layer.dims)
+    if window is None:
+        expected = "numbers, 'valid', or 'same' where k neighbours fill an odd window (e.g. 9 in two axes)"
+        raise invalid("padding", expected, f"'same' with k={layer.k}", "give numbers")
+    return kernel_radius(*window)
+
+
+def undilated(value: object, dims: int) -> tuple[int, ...]:
+    """Return a dilation of one per axis, or refuse another: a search has no kernel to dilate."""
+    dilation = per_axis("dilation", value, dims, at_least=1)
+    if set(dilation) != {1}:
+        fix = f"use candidates=Window(size, dilation={simplest(dilation)})"
+        raise invalid("dilation", "1 (neighbours are searched, there is no kernel to dilate)", value, fix)
+    return dilation
 
 
 def is_plain_conv(module: nn.Module, conv_type: type[Conv]) -> bool:
@@ -77,6 +101,24 @@ def spatial_options(conv: Any, conv_type: type[Conv]) -> dict[str, Any]:
         "similarity": "spatial", "candidates": Window(kernel, dilation), "padding_mode": conv.padding_mode,
         "query_margin": kernel_radius(kernel, dilation), "device": conv.weight.device, "dtype": conv.weight.dtype,
     }  # fmt: skip
+
+
+def make_parameters(layer: Any, factory: dict[str, Any]) -> None:
+    """Give a ConvNN its slot weights, its bias, and the linear layers that its options ask for."""
+    token = layer.in_channels * layer.unshuffle**layer.dims
+    value = token + layer.dims * layer.value_coordinates
+    out = layer.out_channels * layer.shuffle**layer.dims
+    groups = layer.slot_groups = aggregation_groups(layer.aggregation, layer.groups, value=value, out=out)
+    separable = layer.aggregation == "depthwise_separable"
+    for name in ("query_projection", "key_projection", "value_projection"):
+        setattr(layer, name, nn.Linear(token, token, bias=False, **factory) if layer.projection else None)
+    layer.pointwise = nn.Linear(value, out, bias=layer.has_bias, **factory) if separable else None
+    layer.weight = None
+    if layer.aggregation != "sum":
+        shape = (value if separable else out, value // groups, layer.k or 1)
+        layer.weight = nn.Parameter(torch.empty(shape, **factory))
+    with_bias = layer.has_bias and not separable
+    layer.register_parameter("bias", nn.Parameter(torch.empty(out, **factory)) if with_bias else None)
 
 
 def as_slots(weight: object, layer: Any) -> object:

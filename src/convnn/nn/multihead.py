@@ -17,15 +17,21 @@ from .options import check_input, check_options, options_repr
 class ConvNNMultiheadAttention(HeadsAttention):
     """Attention to the k most similar keys, with the call, parameters and state-dict of ``nn.MultiheadAttention``.
 
+    Takes what ``nn.MultiheadAttention`` takes, in its order, then the options as keywords.
+
     Args:
         embed_dim: C.
         num_heads: H.
-        k: neighbours of every query, or None for every key (with ``aggregation="sum"``).
         dropout: the chance that a neighbour is dropped in training.
         bias: whether the projections have a bias.
+        add_bias_kv: False: a learned key that every query sees is no neighbour.
+        add_zero_attn: False, likewise.
+        kdim: C, or None for it; keys of another width are to be projected first.
+        vdim: C, or None for it.
         batch_first: whether tokens are ``(B, N, C)`` rather than ``(N, B, C)``.
         device: of the parameters.
         dtype: of the parameters.
+        k: neighbours of every query, or None for every key (with ``aggregation="sum"``).
         **options: as of ``ConvNNAttention``.
 
     Raises:
@@ -33,7 +39,7 @@ class ConvNNMultiheadAttention(HeadsAttention):
 
     Example:
         >>> import convnn
-        >>> layer = convnn.ConvNNMultiheadAttention(8, 2, k=3, batch_first=True)
+        >>> layer = convnn.ConvNNMultiheadAttention(8, 2, batch_first=True, k=3)
         >>> query, memory = torch.randn(1, 4, 8), torch.randn(1, 9, 8)
         >>> layer(query, memory, memory, need_weights=False)[0].shape
         torch.Size([1, 4, 8])
@@ -47,20 +53,32 @@ class ConvNNMultiheadAttention(HeadsAttention):
         self,
         embed_dim: int,
         num_heads: int,
-        k: int | None = 9,
-        *,
         dropout: float = 0.0,
         bias: bool = True,
+        add_bias_kv: bool = False,
+        add_zero_attn: bool = False,
+        kdim: int | None = None,
+        vdim: int | None = None,
         batch_first: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        k: int | None = 9,
         **options: Any,
     ) -> None:
         check_options(options, HEADS_OPTIONS)
+        for name, value in (("add_bias_kv", add_bias_kv), ("add_zero_attn", add_zero_attn)):
+            if checks.flag(name, value):
+                raise invalid(name, "False (only tokens are neighbours)", True, "append such a key to key and value")
+        for name, width in (("kdim", kdim), ("vdim", vdim)):
+            if width not in (None, embed_dim):
+                fix = "project keys and values to that width first, e.g. by an nn.Linear"
+                raise invalid(name, f"None, or embed_dim = {embed_dim}", width, fix)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__(num_heads, check_heads(embed_dim, num_heads, "embed_dim"), k, **factory, **options)
         self.embed_dim, self.batch_first = embed_dim, checks.flag("batch_first", batch_first)
-        self.dropout = checks.chance("dropout", dropout)
+        self.kdim, self.vdim, self.bias_k, self.bias_v, self.add_zero_attn = embed_dim, embed_dim, None, None, False
+        bias, self.dropout = checks.flag("bias", bias), checks.chance("dropout", dropout)
         self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dim, embed_dim, **factory))
         self.register_parameter("in_proj_bias", nn.Parameter(torch.empty(3 * embed_dim, **factory)) if bias else None)
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias=bias, **factory)
@@ -83,7 +101,7 @@ class ConvNNMultiheadAttention(HeadsAttention):
         """Make the layer with the weights of an ``nn.MultiheadAttention``; the same function with the defaults."""
         check_multihead(attention)
         layer = cls(
-            attention.embed_dim, attention.num_heads, k, dropout=attention.dropout,
+            attention.embed_dim, attention.num_heads, k=k, dropout=attention.dropout,
             bias=attention.in_proj_bias is not None, batch_first=attention.batch_first,
             device=attention.in_proj_weight.device, dtype=attention.in_proj_weight.dtype,
             **{"aggregation": "sum", **options},

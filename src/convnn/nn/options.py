@@ -15,7 +15,7 @@ from .. import checks
 from ..errors import invalid, unknown_name
 from ..knn import knn_gather
 from ..precision import autocast_is_on
-from ..types import WEIGHTINGS, Candidates, Neighbors, Random, Similarity, Weighting
+from ..types import WEIGHTINGS, Blend, Candidates, Neighbors, Random, Similarity, Weighting
 
 AGGREGATIONS = ("standard", "depthwise", "depthwise_separable", "sum")
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -52,6 +52,8 @@ class NeighborLayer(nn.Module):
         if k is None and aggregation != "sum":
             fix = "give a number, or use aggregation='sum'"
             raise invalid("k", f"a number (aggregation={aggregation!r} has one weight per slot)", None, fix)
+        if isinstance(k, tuple | list):
+            raise invalid("k", "a whole number of neighbours", k, "give the number of a kernel's taps, e.g. 9 for (3, 3)")
         self.k = None if k is None else checks.whole("k", k)
         self.similarity = similarity
         self.candidates = candidates
@@ -166,6 +168,20 @@ def per_axis(argument: str, value: object, dims: int, *, at_least: int) -> tuple
     if len(values) != dims:
         raise invalid(argument, f"one number, or {dims} (one per axis)", repr(value), f"give {dims} numbers")
     return tuple(checks.whole(argument, number, at_least=at_least) for number in values)
+
+
+def check_trains(argument: str, layer: NeighborLayer) -> None:
+    """Refuse what projects or normalises queries and keys where neither reaches the output: it would never train."""
+    similarity, fix = layer.similarity, f"leave {argument} out, or use weighting='softmax' or 'identity'"
+    if layer.weighting == "ones":
+        expected = "False with weighting='ones' (similarities then only choose, and no gradient flows through a choice)"
+        raise invalid(argument, expected, True, fix)
+    if similarity == "spatial" or (isinstance(similarity, Blend) and similarity.lam == 0):
+        expected = f"False with similarity={similarity!r} (which compares positions alone)"
+        raise invalid(argument, expected, True, f"leave {argument} out, or compare features")
+    if layer.weighting == "softmax" and layer.k == 1:
+        expected = "False with k=1 and weighting='softmax' (the weight of a single neighbour is always 1)"
+        raise invalid(argument, expected, True, f"leave {argument} out, or raise k")
 
 
 def simplest(values: tuple[int, ...]) -> int | tuple[int, ...]:
