@@ -91,7 +91,8 @@ def convert(
         where: a predicate of name and layer.
         init: ``"random"``, or ``"from_original"``: attention keeps its projections, a ConvNN takes the kernel's weights
             slot by slot (``similarity="spatial"`` is then the same function), and the hybrid's convolution takes its
-            slice of the kernel, with the 1x1 mix starting as the identity.
+            slice of the kernel, with the 1x1 mix starting as the identity. Copied weights stay frozen if they were;
+            what is drawn is trainable.
         inplace: change ``model`` itself instead of a copy.
         **options: of the new layers: ``k``, ``branch_ratio``, ``similarity``, ``candidates``, ``aggregation``, ...
             ``similarity="spatial"`` without ``k`` and ``candidates`` takes those of each kernel. ``kernel_size`` gives

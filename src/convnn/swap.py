@@ -21,7 +21,7 @@ from .nn import (
 )
 from .nn.attachments import refuse_attachments
 from .nn.from_attention import is_timm_attention
-from .nn.heads import HEADS_OPTIONS, HeadsAttention
+from .nn.heads import HEADS_OPTIONS, HeadsAttention, has_reset
 from .nn.kernels import Conv, conv_geometry, kernel_radius
 from .nn.options import keywords_of, per_axis
 from .types import Window
@@ -69,14 +69,13 @@ def replacement(layer: nn.Module, to: str, *, init: str, options: dict[str, Any]
     options = {name: value for name, value in options.items() if name in allowed}
     kind = conv_kind(layer)
     if kind is not None:
-        new = _replace_conv(layer, kind, to, init, options)
-    elif attention_kind(layer):
-        make = _convnn_attention if to == "convnn" else _hybrid_attention
-        new = make(layer, init, options)
-    else:
-        fix = "choose convolutions and attention layers"
-        raise invalid("layer", "a convolution or an attention layer", type(layer).__name__, fix)
-    return new.train(layer.training)
+        return _replace_conv(layer, kind, to, init, options).train(layer.training)
+    if attention_kind(layer):
+        if to == "convnn":  # its parts are copies, each in the mode of its original
+            return _convnn_attention(layer, init, options)
+        return _hybrid_attention(layer, init, options).train(layer.training)
+    fix = "choose convolutions and attention layers"
+    raise invalid("layer", "a convolution or an attention layer", type(layer).__name__, fix)
 
 
 def _replace_conv(layer: Any, kind: type[Conv], to: str, init: str, options: dict[str, Any]) -> nn.Module:
@@ -144,8 +143,12 @@ def _take_kernel(new: Any, layer: Any) -> None:
 
 
 def _copy(target: nn.Parameter | None, values: Tensor | None, source: nn.Parameter | None) -> None:
-    """Copy values into a parameter, which is frozen if their source was."""
-    if target is not None and values is not None and source is not None:
+    """Copy values into a parameter, which is frozen if their source was; without a source it starts at zero."""
+    if target is None:
+        return
+    if values is None or source is None:
+        target.zero_()
+    else:
         target.copy_(values)
         target.requires_grad_(source.requires_grad)
 
@@ -173,6 +176,10 @@ def _convnn_attention(layer: nn.Module, init: str, options: dict[str, Any]) -> n
     new: Any = kind.from_attention(layer, **options)  # type: ignore[arg-type]
     if init == "random":
         new.reset_parameters()
+        for part in new.modules():
+            if has_reset(part):  # what is drawn anew is to learn, even where what it stands in for was frozen
+                for parameter in part.parameters(recurse=False):
+                    parameter.requires_grad_(True)
     made: nn.Module = new
     return made
 

@@ -122,6 +122,7 @@ class ConvNNAttention(HeadsAttention):
             >>> torch.allclose(same(x), attention(x, x, x)[0], atol=1e-6)
             True
         """
+        check_options(options, HEADS_OPTIONS)
         options = {"aggregation": "sum", **options}
         if isinstance(attention, nn.MultiheadAttention):
             return cast(Self, from_multihead(cls, attention, k, options=options))

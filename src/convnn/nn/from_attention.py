@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -38,12 +38,12 @@ def from_timm(
         device=source.qkv.weight.device, dtype=source.qkv.weight.dtype,
         **{"scale": source.scale if options.get("similarity", "dot") == "dot" else None, **options},
     )  # fmt: skip
-    for name in ("qkv", "q_norm", "k_norm", "norm", "gate", "proj"):
+    made: nn.Module = layer.train(attention.training)
+    for name in ("qkv", "q_norm", "k_norm", "attn_drop", "norm", "gate", "proj", "proj_drop"):
         part = getattr(source, name, None)
-        if part is not None:
+        if part is not None:  # in its own mode: norms may be kept in eval mode while the rest trains
             setattr(layer, name, copy.deepcopy(part))
-    trained: nn.Module = layer.train(attention.training)
-    return trained
+    return made
 
 
 def from_multihead(
@@ -51,22 +51,28 @@ def from_multihead(
 ) -> nn.Module:
     """Copy an ``nn.MultiheadAttention`` used as self-attention."""
     check_multihead(attention)
-    bias = attention.in_proj_bias is not None
-    layer: Any = kind(
-        attention.embed_dim, attention.num_heads, k=k, qkv_bias=bias, proj_bias=bias, attn_drop=attention.dropout,
+    layer = kind(
+        attention.embed_dim, attention.num_heads, k=k, attn_drop=attention.dropout,
+        qkv_bias=attention.in_proj_bias is not None, proj_bias=attention.out_proj.bias is not None,
         device=attention.in_proj_weight.device, dtype=attention.in_proj_weight.dtype, **options,
     )  # fmt: skip
-    with torch.no_grad():
-        for target, source in (
-            (layer.qkv.weight, attention.in_proj_weight),
-            (layer.qkv.bias, attention.in_proj_bias),
-            (layer.proj.weight, attention.out_proj.weight),
-            (layer.proj.bias, attention.out_proj.bias),
-        ):
-            if isinstance(target, Tensor) and isinstance(source, Tensor):
-                target.copy_(source)
-    trained: nn.Module = layer.train(attention.training)
-    return trained
+    copy_parameters(layer, {
+        "qkv.weight": attention.in_proj_weight, "qkv.bias": attention.in_proj_bias,
+        "proj.weight": attention.out_proj.weight, "proj.bias": attention.out_proj.bias,
+    })  # fmt: skip
+    return layer.train(attention.training)
+
+
+def copy_parameters(layer: nn.Module, sources: Mapping[str, Tensor | None]) -> None:
+    """Give a layer copies of parameters by name, in their dtype and frozen where they are; without a source, zeros."""
+    for name, source in sources.items():
+        owner, _, leaf = name.rpartition(".")
+        module = layer.get_submodule(owner)
+        if source is not None:
+            values = source.detach().clone(memory_format=torch.contiguous_format)
+            setattr(module, leaf, nn.Parameter(values, requires_grad=source.requires_grad))
+        elif getattr(module, leaf) is not None:
+            nn.init.zeros_(getattr(module, leaf))
 
 
 def check_multihead(attention: object) -> None:

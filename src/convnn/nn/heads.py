@@ -133,11 +133,15 @@ def check_heads(dim: int, num_heads: int, argument: str = "dim") -> int:
 
 
 def reset_children(layer: nn.Module) -> None:
-    """Initialise every child that can be, as it does itself."""
-    for child in layer.children():
-        reset = getattr(child, "reset_parameters", None)
-        if callable(reset):
-            reset()
+    """Initialise every part that can be, as it does itself."""
+    for part in layer.modules():
+        if part is not layer and has_reset(part):
+            part.reset_parameters()  # type: ignore[operator]  # asked for above
+
+
+def has_reset(part: nn.Module) -> bool:
+    """Whether a module can initialise its parameters anew."""
+    return callable(getattr(part, "reset_parameters", None))
 
 
 def refuse_attn_mask(attn_mask: Tensor | None, is_causal: bool) -> None:

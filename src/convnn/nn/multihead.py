@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..errors import invalid
-from .from_attention import check_multihead
+from .from_attention import check_multihead, copy_parameters
 from .heads import HEADS_OPTIONS, HeadsAttention, check_heads, refuse_attn_mask, reset_children
 from .options import check_input, check_options, options_repr
 
@@ -99,14 +99,18 @@ class ConvNNMultiheadAttention(HeadsAttention):
     @classmethod
     def from_attention(cls, attention: nn.MultiheadAttention, k: int | None = None, **options: Any) -> Self:
         """Make the layer with the weights of an ``nn.MultiheadAttention``; the same function with the defaults."""
+        check_options(options, HEADS_OPTIONS)
         check_multihead(attention)
+        bias = attention.in_proj_bias is not None or attention.out_proj.bias is not None
         layer = cls(
             attention.embed_dim, attention.num_heads, k=k, dropout=attention.dropout,
-            bias=attention.in_proj_bias is not None, batch_first=attention.batch_first,
+            bias=bias, batch_first=attention.batch_first,
             device=attention.in_proj_weight.device, dtype=attention.in_proj_weight.dtype,
             **{"aggregation": "sum", **options},
         )  # fmt: skip
-        layer.load_state_dict(attention.state_dict(), strict=False)
+        names = ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
+        parameters = dict(attention.named_parameters())
+        copy_parameters(layer, {name: parameters.get(name) for name in names})
         return layer.train(attention.training)
 
     def forward(

@@ -53,7 +53,7 @@ class NeighborLayer(nn.Module):
             fix = "give a number, or use aggregation='sum'"
             raise invalid("k", f"a number (aggregation={aggregation!r} has one weight per slot)", None, fix)
         if isinstance(k, tuple | list):
-            raise invalid("k", "a whole number of neighbours", k, "give the number of a kernel's taps, e.g. 9 for (3, 3)")
+            raise invalid("k", "a whole number of neighbours", k, "give a kernel's number of taps, e.g. 9 for (3, 3)")
         self.k = None if k is None else checks.whole("k", k)
         self.similarity = similarity
         self.candidates = candidates
