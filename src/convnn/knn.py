@@ -183,6 +183,14 @@ def knn_aggregate(
     return choose.run_aggregate(impl, *_aggregate(query, key, k, gather, impl, search))
 
 
+def gather_found(value: Tensor, found: Neighbors, weight: Tensor | None, *, groups: int, impl: str) -> Tensor:
+    """Aggregate the values ``(B, M, C_in)`` of neighbours with these similarities as their weights.
+
+    For layers, whose own search found them: nothing is checked again.
+    """
+    return choose.run_gather(impl, Gather(value, weight, None, "identity", 1.0, groups, 0.0), found)
+
+
 def convolve_map(x: Tensor, weight: Tensor | None, bias: Tensor | None, **geometry: Any) -> Tensor:
     """Run the operator on a map ``(B, C, *grid)`` where it is known to be a convolution, by the native kernel.
 

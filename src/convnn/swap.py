@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -81,7 +82,7 @@ def replacement(layer: nn.Module, to: str, *, init: str, options: dict[str, Any]
 def _replace_conv(layer: Any, kind: type[Conv], to: str, init: str, options: dict[str, Any]) -> nn.Module:
     kernel, dilation, padding = conv_geometry(layer, kind)
     if options.get("similarity") == "spatial" and "k" not in options and "candidates" not in options:
-        options = {**options, "k": layer.weight[0, 0].numel(), "candidates": Window(kernel, dilation)}
+        options = {**options, "k": math.prod(kernel), "candidates": Window(kernel, dilation)}
     shared = {
         "stride": layer.stride, "padding": padding, "groups": layer.groups, "bias": layer.bias is not None,
         "padding_mode": layer.padding_mode, "device": layer.weight.device, "dtype": layer.weight.dtype,

@@ -17,6 +17,7 @@ from . import kernels
 from .options import (
     PADDING_MODES,
     NeighborLayer,
+    check_dtype,
     check_input,
     check_trains,
     init_like_conv,
@@ -118,6 +119,7 @@ class _ConvNN(NeighborLayer):
         super().__init__(k, similarity=similarity, candidates=candidates, include_self=include_self, scale=scale,
                          weighting=weighting, aggregation=aggregation, temperature=temperature, impl=impl)  # fmt: skip
         checks.name("padding_mode", padding_mode, PADDING_MODES)
+        check_dtype("dtype", dtype)
         self.in_channels = checks.whole("in_channels", in_channels)
         self.out_channels = checks.whole("out_channels", out_channels)
         self.groups = checks.whole("groups", groups)

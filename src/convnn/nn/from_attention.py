@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import invalid
 from .attachments import refuse_attachments
+from .options import check_dtype
 
 
 def is_timm_attention(module: nn.Module) -> bool:
@@ -31,6 +32,7 @@ def from_timm(
         raise invalid("attention", "timm's Attention or an nn.MultiheadAttention", type(attention).__name__, fix)
     refuse_attachments("attention", attention)
     source: Any = attention
+    check_dtype("attention", source.qkv.weight.dtype)
     layer: Any = kind(
         source.qkv.in_features, source.num_heads, k=k, attn_head_dim=source.head_dim, dim_out=source.proj.out_features,
         qkv_bias=source.qkv.bias is not None, proj_bias=source.proj.bias is not None,
@@ -88,6 +90,7 @@ def check_multihead(attention: object) -> None:
         raise invalid(
             "attention", "kdim = vdim = embed_dim", (attention.kdim, attention.vdim), "project keys and values first"
         )
+    check_dtype("attention", attention.in_proj_weight.dtype)
     if attention.bias_k is not None or attention.add_zero_attn:
         raise invalid(
             "attention", "no add_bias_kv and no add_zero_attn", "one that has them", "append such keys to the input"

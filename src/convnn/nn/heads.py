@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import checks
-from ..errors import invalid
-from ..knn import knn_aggregate, knn_search
+from ..errors import invalid, shown
+from ..knn import gather_found, knn_aggregate, knn_search
 from ..types import Candidates, Neighbors, Similarity, Weighting
-from .options import NeighborLayer, init_like_conv, keywords_of
+from .options import NeighborLayer, check_dtype, init_like_conv, keywords_of
 
 
 class HeadsAttention(NeighborLayer):
@@ -43,6 +43,7 @@ class HeadsAttention(NeighborLayer):
         super().__init__(k, similarity=similarity, candidates=candidates, include_self=include_self,
                          weighting=weighting, aggregation=aggregation, temperature=temperature, scale=scale,
                          impl=impl)  # fmt: skip
+        check_dtype("dtype", dtype)
         self.num_heads, self.head_dim = num_heads, head_dim
         self.weight = None
         self.pointwise: nn.Linear | None = None
@@ -69,10 +70,12 @@ class HeadsAttention(NeighborLayer):
         neighbors: Neighbors | None = None,
         *,
         dropout_p: float = 0.0,
+        weighted: bool = False,
     ) -> Tensor:
         """Attend from ``(B, H, N, d)`` to ``(B, H, M, d)``, with mask ``(B, M)`` or None; returns ``(B, H, N, d)``.
 
-        With ``neighbors`` ``(B, H, N, k)`` these and their similarities are taken, and nothing is searched.
+        With ``neighbors`` ``(B, H, N, k)`` these and their similarities are taken, and nothing is searched; if they are
+        ``weighted``, by a search of this layer's, the similarities are the weights.
         """
         batch, heads, queries, _ = query.shape
         options: dict[str, Any] = {
@@ -86,6 +89,10 @@ class HeadsAttention(NeighborLayer):
             out = knn_aggregate(
                 query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), key_padding_mask=mask, **options
             )
+        elif weighted:
+            found = Neighbors(*(part.flatten(0, 1) for part in neighbors))
+            groups, impl = options["groups"], self._search_impl()
+            out = gather_found(value.flatten(0, 1), found, self.weight, groups=groups, impl=impl)
         else:
             out = self._gather(value.flatten(0, 1), _flatten_heads(neighbors, batch, heads), queries, **options)
         if self.pointwise is not None:
@@ -116,6 +123,12 @@ def _flatten_heads(neighbors: Neighbors, batch: int, heads: int) -> Neighbors:
             got = tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__
             fix = "take them from neighbors() of a layer with as many heads"
             raise invalid("neighbors", f"(B, H, N, k) with B, H = {(batch, heads)}", got, fix)
+    similarity, index = neighbors
+    if index.dtype != torch.int64:
+        raise invalid("neighbors.index", "int64 positions", index.dtype, "pass the index of neighbors()")
+    if similarity.shape != index.shape:
+        expected, shape = f"the shape of the index, {tuple(index.shape)}", tuple(similarity.shape)
+        raise invalid("neighbors.similarity", expected, f"shape {shape}", "match them")
     return Neighbors(*(part.flatten(0, 1) for part in neighbors))
 
 
@@ -147,5 +160,5 @@ def has_reset(part: nn.Module) -> bool:
 def refuse_attn_mask(attn_mask: Tensor | None, is_causal: bool) -> None:
     """Refuse masks per query: a search among differently many keys has no fixed k."""
     if attn_mask is not None or is_causal:
-        got = "is_causal=True" if is_causal else f"shape {tuple(attn_mask.shape)}" if attn_mask is not None else None
+        got = "is_causal=True" if is_causal else shown(attn_mask)
         raise invalid("attn_mask", "None", got, "mask whole tokens with key_padding_mask")

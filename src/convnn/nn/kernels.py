@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from ..errors import invalid
 from ..stages.geometry import whole_window
 from ..types import Window
 from .attachments import refuse_attachments
-from .options import aggregation_groups, per_axis, simplest
+from .options import aggregation_groups, check_dtype, per_axis, simplest
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
@@ -86,6 +87,10 @@ def conv_geometry(conv: nn.Module, conv_type: type[Conv]) -> tuple[tuple[int, ..
         raise invalid(
             "conv", f"nn.{conv_type.__name__} itself, not a subclass with its own forward", type(conv).__name__, fix
         )
+    if 0 in (conv.in_channels, conv.out_channels):
+        got = f"{conv.in_channels} -> {conv.out_channels}"
+        raise invalid("conv", "at least one input and one output channel", got, "leave such a layer out")
+    check_dtype("conv", conv.weight.dtype)
     dims = len(conv.kernel_size)
     kernel = odd_kernel("kernel_size", conv.kernel_size, dims)
     dilation = per_axis("dilation", conv.dilation, dims, at_least=1)
@@ -96,7 +101,7 @@ def spatial_options(conv: Any, conv_type: type[Conv]) -> dict[str, Any]:
     """Return the arguments of the spatial ConvNN that computes what a convolution computes, or refuse it."""
     kernel, dilation, padding = conv_geometry(conv, conv_type)
     return {
-        "in_channels": conv.in_channels, "out_channels": conv.out_channels, "k": conv.weight[0, 0].numel(),
+        "in_channels": conv.in_channels, "out_channels": conv.out_channels, "k": math.prod(kernel),
         "stride": conv.stride, "padding": padding, "groups": conv.groups, "bias": conv.bias is not None,
         "similarity": "spatial", "candidates": Window(kernel, dilation), "padding_mode": conv.padding_mode,
         "query_margin": kernel_radius(kernel, dilation), "device": conv.weight.device, "dtype": conv.weight.dtype,

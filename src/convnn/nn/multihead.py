@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import checks
-from ..errors import invalid
+from ..errors import invalid, shown
+from ..precision import search_dtype
+from ..types import Blend, Neighbors, Window
 from .from_attention import check_multihead, copy_parameters
 from .heads import HEADS_OPTIONS, HeadsAttention, check_heads, refuse_attn_mask, reset_children
 from .options import check_input, check_options, options_repr
@@ -126,24 +128,28 @@ class ConvNNMultiheadAttention(HeadsAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """Attend from query ``(B, N, C)`` to key and value ``(B, M, C)`` (or ``(N, B, C)``, or unbatched ``(N, C)``).
 
-        Returns the attended tokens and, if ``need_weights``, the weights ``(B, N, M)``: zero for all but the k
-        neighbours; per head ``(B, H, N, M)`` unless averaged.
+        Returns the attended tokens and, if ``need_weights``, the weights ``(B, N, M)`` that they were made with,
+        dropout included: zero for all but the k neighbours; per head ``(B, H, N, M)`` unless averaged. As in
+        ``nn.MultiheadAttention`` the fastest kernels run, and second derivatives of ``k=None`` are missing, where they
+        are not needed.
         """
         refuse_attn_mask(attn_mask, is_causal)
-        key_padding_mask = boolean_mask(key_padding_mask)
-        for name, x in (("query", query), ("key", key), ("value", value)):
-            if not isinstance(x, Tensor):
-                raise invalid(name, "a tensor", type(x).__name__, "pass a torch.Tensor")
+        self._check_inputs(query, key, value)
+        mask = boolean_mask(key_padding_mask)
         unbatched = query.dim() == 2
         if unbatched:
             query, key, value = (x.unsqueeze(0) for x in (query, key, value))
-            key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
+            mask = None if mask is None else _with_batch(mask, key.shape[1])
         elif not self.batch_first:
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))
         q, k, v = self._heads(query, key, value)
-        out = self.attend(q, k, v, key_padding_mask, dropout_p=self.dropout)
+        weights = None
+        if need_weights:
+            out, weights = self._attend_and_weigh(q, k, v, mask)
+            weights = weights.mean(1) if average_attn_weights else weights
+        else:
+            out = self.attend(q, k, v, mask, dropout_p=self.dropout)
         attended = self.out_proj(out.transpose(1, 2).flatten(2))
-        weights = self._weights(q, k, key_padding_mask, average_attn_weights) if need_weights else None
         if unbatched:
             return attended.squeeze(0), None if weights is None else weights.squeeze(0)
         return attended if self.batch_first else attended.transpose(0, 1), weights
@@ -151,9 +157,6 @@ class ConvNNMultiheadAttention(HeadsAttention):
     def _heads(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         parts = []
         for x, weight, bias in zip(inputs, self.in_proj_weight.chunk(3), self._biases(), strict=True):
-            check_input(
-                x, self, shape=f"(batch, tokens, {self.embed_dim})", ranks=(3,), axis=2, channels=self.embed_dim
-            )
             projected = nn.functional.linear(x, weight, bias)
             parts.append(projected.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2))
         return parts[0], parts[1], parts[2]
@@ -162,19 +165,70 @@ class ConvNNMultiheadAttention(HeadsAttention):
         bias = self.in_proj_bias
         return (None, None, None) if bias is None else bias.chunk(3)
 
-    def _weights(self, query: Tensor, key: Tensor, mask: Tensor | None, average: bool) -> Tensor:
-        """Scatter the neighbours' weights among all keys; only what ``need_weights`` asks for costs N x M."""
-        if self.k is None and mask is not None:
-            similarity = (query @ key.transpose(2, 3)) * (self.head_dim**-0.5 if self.scale is None else self.scale)
-            similarity = similarity.masked_fill(mask[:, None, None, :], -torch.inf)
-            weights = (similarity / self.temperature).softmax(-1)
+    def _check_inputs(self, query: object, key: object, value: object) -> None:
+        """Refuse queries, keys and values that do not fit the layer or one another."""
+        batch, length = (0, 1) if self.batch_first else (1, 0)
+        order = "batch, tokens" if self.batch_first else "tokens, batch"
+        shape = f"({order}, {self.embed_dim}) or (tokens, {self.embed_dim})"
+        checked: list[Tensor] = []
+        for name, x in (("query", query), ("key", key), ("value", value)):
+            first = checked[0] if checked else None
+            ranks = (2, 3) if first is None else (first.dim(),)
+            x = check_input(x, self, argument=name, shape=shape, ranks=ranks, axis=-1, channels=self.embed_dim)
+            if first is not None and x.dim() == 3 and x.shape[batch] != first.shape[batch]:
+                got = f"{x.shape[batch]} (shape {tuple(x.shape)})"
+                fix = f"give all the same batch, as ({order}, {self.embed_dim})"
+                raise invalid(name, f"{first.shape[batch]} samples as in query", got, fix)
+            checked.append(x)
+        keys, values = (x.shape[0 if x.dim() == 2 else length] for x in checked[1:])
+        if keys != values:
+            raise invalid("value", f"{keys} tokens as in key", values, "give one value per key")
+        queries = checked[0].shape[0 if checked[0].dim() == 2 else length]
+        if queries != keys:
+            self._refuse_positions(queries, keys)
+
+    def _refuse_positions(self, queries: int, keys: int) -> None:
+        """Refuse options that need to know where a query stands among the keys."""
+        for name, value, needs in (
+            ("similarity", self.similarity, self.similarity == "spatial" or isinstance(self.similarity, Blend)),
+            ("candidates", self.candidates, isinstance(self.candidates, Window)),
+            ("include_self", self.include_self, self.include_self),
+        ):
+            if needs:
+                expected = f"one that needs no positions ({queries} queries and {keys} keys are not the same tokens)"
+                raise invalid(name, expected, repr(value), "choose another, or attend from the keys' own tokens")
+
+    def _attend_and_weigh(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Search and weight once: what is attended ``(B, H, N, d)``, and the weights that made it ``(B, H, N, M)``."""
+        every = self.k is None and not isinstance(self.candidates, Window)
+        if mask is not None:
+            checks.key_padding_mask(mask, key.transpose(1, 2))
+            checks.some_key_left(mask)
+        if every and mask is not None and self.weighting != "softmax":
+            fix = "give the number of neighbours"
+            raise invalid("k", "a number where keys are masked (None needs softmax)", None, fix)
+        if every and self.similarity == "dot" and isinstance(self.candidates, str):
+            dtype = search_dtype(query.dtype)
+            scale = self.head_dim**-0.5 if self.scale is None else self.scale
+            similarity, index = (query.to(dtype) * scale) @ key.to(dtype).transpose(2, 3), None
         else:
-            similarity, index = self.search(query, key, mask)
-            rho = (similarity / self.temperature).softmax(-1) if self.weighting == "softmax" else similarity
-            rho = torch.ones_like(rho) if self.weighting == "ones" else rho
-            weights = rho.new_zeros(*index.shape[:3], key.shape[2]).scatter(-1, index, rho)
-        weights = weights.to(query.dtype)
-        return weights.mean(1) if average else weights
+            similarity, index = self.search(query, key, None if every else mask)
+        if every and mask is not None:
+            hidden = mask[:, None, None]
+            hidden = hidden if index is None else hidden.expand(*index.shape[:3], -1).gather(3, index)
+            similarity = similarity.masked_fill(hidden, -torch.inf)
+        rho = nn.functional.dropout(self._rho(similarity).to(query.dtype), self.dropout, self.training)
+        if index is None:
+            return rho @ value, rho
+        out = self.attend(query, key, value, neighbors=Neighbors(rho, index), weighted=True)
+        return out, rho.new_zeros(*index.shape[:3], key.shape[2]).scatter(-1, index, rho)
+
+    def _rho(self, similarity: Tensor) -> Tensor:
+        if self.weighting == "softmax":
+            return (similarity / self.temperature).softmax(-1)
+        return similarity if self.weighting == "identity" else torch.ones_like(similarity)
 
     def extra_repr(self) -> str:
         """Write the call that makes this layer."""
@@ -197,3 +251,11 @@ def boolean_mask(mask: Tensor | None) -> Tensor | None:
         expected = "a boolean mask, or one of 0 and -inf"
         raise invalid("key_padding_mask", expected, "other numbers", "a search keeps a key or leaves it out")
     return left_out
+
+
+def _with_batch(mask: Tensor, keys: int) -> Tensor:
+    """Give a mask of unbatched keys ``(M,)`` its batch of one, or refuse one of another shape."""
+    if not isinstance(mask, Tensor) or mask.shape != (keys,):
+        fix = "give one entry per key, without a batch as the keys"
+        raise invalid("key_padding_mask", f"a boolean tensor of shape ({keys},)", shown(mask), fix)
+    return mask.unsqueeze(0)

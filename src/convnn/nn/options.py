@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import checks
-from ..errors import invalid, unknown_name
+from ..errors import invalid, shown, unknown_name
 from ..knn import knn_gather
 from ..precision import autocast_is_on
 from ..types import WEIGHTINGS, Blend, Candidates, Neighbors, Random, Similarity, Weighting
@@ -162,6 +162,13 @@ def keywords_of(kind: Callable[..., object]) -> frozenset[str]:
     return frozenset(parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY)
 
 
+def check_dtype(argument: str, dtype: object) -> None:
+    """Refuse a dtype of parameters that no layer computes in; None stands for torch's default."""
+    if dtype not in (None, torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        expected = "parameters of torch.float16, bfloat16, float32 or float64"
+        raise invalid(argument, expected, shown(dtype), "convert it, or leave it as it is")
+
+
 def per_axis(argument: str, value: object, dims: int, *, at_least: int) -> tuple[int, ...]:
     """Return one number per axis from one number or a sequence of ``dims`` numbers."""
     values = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,) * dims
@@ -215,23 +222,33 @@ def init_like_conv(weight: Tensor, bias: Tensor | None) -> None:
         nn.init.uniform_(bias, -(fan_in**-0.5), fan_in**-0.5)
 
 
-def check_input(x: object, layer: nn.Module, *, shape: str, ranks: tuple[int, ...], axis: int, channels: int) -> None:
-    """Refuse an input that has not the rank, the channels or the dtype that the layer works on."""
+def check_input(
+    x: object,
+    layer: nn.Module,
+    *,
+    shape: str,
+    ranks: tuple[int, ...],
+    axis: int,
+    channels: int,
+    argument: str = "input",
+) -> Tensor:
+    """Return an input, or refuse one that has not the rank, the channels or the dtype that the layer works on."""
     name = type(layer).__name__
     if not isinstance(x, Tensor):
-        raise invalid("input", f"a tensor {shape}", type(x).__name__, "pass a torch.Tensor")
+        raise invalid(argument, f"a tensor {shape}", type(x).__name__, "pass a torch.Tensor")
     if x.dim() not in ranks:
-        raise invalid("input", f"shape {shape}", f"shape {tuple(x.shape)}", "add or remove axes")
+        raise invalid(argument, f"shape {shape}", f"shape {tuple(x.shape)}", "add or remove axes")
     if x.shape[axis] != channels:
         got = f"{x.shape[axis]} (shape {tuple(x.shape)})"
-        raise invalid("input", f"{channels} channels as {name} was made for", got, "match the layer to its input")
+        raise invalid(argument, f"{channels} channels as {name} was made for", got, "match the layer to its input")
     if not x.is_floating_point():
-        raise invalid("input", "a real floating-point dtype", x.dtype, "convert it with .float()")
+        raise invalid(argument, "a real floating-point dtype", x.dtype, "convert it with .float()")
     parameter = next(layer.parameters(), None)
     if parameter is None or autocast_is_on(x.device):
-        return
+        return x
     if x.dtype != parameter.dtype:
         fix = "convert the input or the layer, or use torch.autocast"
-        raise invalid("input", f"{parameter.dtype} as the weights of {name}", x.dtype, fix)
+        raise invalid(argument, f"{parameter.dtype} as the weights of {name}", x.dtype, fix)
     if x.device != parameter.device:
-        raise invalid("input", f"device {parameter.device} as the weights of {name}", x.device, "move one of them")
+        raise invalid(argument, f"device {parameter.device} as the weights of {name}", x.device, "move one of them")
+    return x
