@@ -46,18 +46,13 @@ def by_position(function: Callable[..., Any]) -> list[inspect.Parameter]:
     return [p for p in inspect.signature(function).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
 
 
-def renamed(name: str, ours: type[nn.Module]) -> str:
-    return "k" if name == "kernel_size" and not hasattr(ours, "convnn_type") else name
-
-
 @pytest.mark.parametrize("ours", REPLACES, ids=lambda kind: kind.__name__)
 def test_the_constructor_has_the_order_and_the_defaults(ours: type[nn.Module]) -> None:
-    theirs = by_position(REPLACES[ours])
-    mine = by_position(ours)
-    if "k" in (names := [p.name for p in mine]):
-        assert issubclass(ours, ConvNN1d | ConvNN2d | ConvNN3d)
-    is_conv = REPLACES[ours].__name__.startswith("Conv")
-    assert names == [renamed(p.name, ours) if is_conv else p.name for p in theirs]
+    mine, theirs = by_position(ours), by_position(REPLACES[ours])
+    expected = [p.name for p in theirs]
+    if issubclass(ours, ConvNN1d | ConvNN2d | ConvNN3d):
+        expected[expected.index("kernel_size")] = "k"
+    assert [p.name for p in mine] == expected
     for one, other in zip(mine, theirs, strict=True):
         assert one.name in DEFAULTS or one.default == other.default, one.name
 

@@ -110,9 +110,10 @@ class ConvNNMultiheadAttention(HeadsAttention):
             device=attention.in_proj_weight.device, dtype=attention.in_proj_weight.dtype,
             **{"aggregation": "sum", **options},
         )  # fmt: skip
-        names = ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
-        parameters = dict(attention.named_parameters())
-        copy_parameters(layer, {name: parameters.get(name) for name in names})
+        copy_parameters(layer, {
+            "in_proj_weight": attention.in_proj_weight, "in_proj_bias": attention.in_proj_bias,
+            "out_proj.weight": attention.out_proj.weight, "out_proj.bias": attention.out_proj.bias,
+        })  # fmt: skip
         return layer.train(attention.training)
 
     def forward(
