@@ -51,10 +51,38 @@ def test_version(capsys):
     assert run(capsys, "--version")[1].strip() == f"convnn {__version__}"
 
 
+def test_without_a_command_it_says_what_it_can_do_and_what_to_try(capsys):
+    status, out, err = run(capsys)
+    assert (status, err) == (0, "")
+    assert run(capsys, "--help") == (0, out, "")
+    assert all(f"  {name}" in out for name in cli.COMMANDS)
+    for call, _ in cli.FIRST:  # each is a call that can be made
+        assert call in out
+        name, *rest = call.split()[1:]
+        assert name in cli.COMMANDS
+        options = run(capsys, name, "--help")[1]
+        assert all(word in options for word in rest if word.startswith("--"))
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["--version"], ["dmo"]])
+def test_what_needs_no_command_imports_no_pytorch(arguments):
+    code = f"import sys\nfrom convnn.cli import main\nmain({arguments!r})\nprint(sorted(sys.modules), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert "'torch'" not in done.stderr
+    assert "'jsonargparse'" not in done.stderr
+
+
+def test_a_missing_parser_is_named_with_what_to_install(tmp_path):
+    code = "import sys\nsys.modules['jsonargparse'] = None\nfrom convnn.cli import main\nsys.exit(main(['demo']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith("convnn demo: error: jsonargparse is not installed, and this needs it; ")
+    assert len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "convnn: error: command: expected one of demo, train.*, got none; see --help"),
         (("dmo",), "convnn: error: command: expected one of demo, train.*, got 'dmo'; did you mean demo?"),
         (("demo", "--sed", "1"), "--sed: expected an option of this command, got an unknown one; did you mean --seed?"),
         (
@@ -113,7 +141,7 @@ def test_interruptions_and_missing_packages_have_their_status(monkeypatch, capsy
     raise_(missing_extra("lightning", "train"))
     status, _, err = run(capsys, "demo")
     assert status == 1
-    assert 'pip install "convnn[train]"' in err
+    assert 'pip install ".[train]"' in err
 
 
 def test_train_from_the_command_line(tmp_path, capsys):

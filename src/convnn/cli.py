@@ -1,25 +1,22 @@
-"""The command line: one entry of COMMANDS a command. Wiring only; nothing imports it."""
+"""The command line: one entry of COMMANDS a command. Wiring only; nothing imports it.
+
+Without a command it answers without importing PyTorch; a command's settings are imported when it is called, and what
+runs it after they were checked.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import os
-import re
 import select
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any, NamedTuple, NoReturn, TextIO, get_type_hints
+from typing import Any, NamedTuple, TextIO
 
 from . import __version__
 from .errors import ConvNNError, DivergedError, MissingExtraError
-
-try:
-    from jsonargparse import ArgumentParser
-except ImportError:
-    sys.exit('convnn: jsonargparse is not installed, and the command line needs it; run: pip install "convnn[train]"')
-
 
 BROKEN_PIPE = 141
 """The status that shells report of a program whose output nobody read to its end: 128 and the number of SIGPIPE."""
@@ -69,88 +66,24 @@ COMMANDS = {
         "write a trained model as ONNX or as a program of torch.export, and compare it with the model",
     ),
 }
+FIRST = (
+    ("convnn demo --quick", "under 20 s: see that everything works"),
+    ("convnn profile resnet50_hybrid_random32", "what a network of hybrid layers costs"),
+    ("convnn train --data IMAGES --layer hybrid", "a folder with one sub-folder per class"),
+)
 
 
-def _find(place: str) -> Any:
-    """Import what ``module:name`` names; modules that run a command are imported when it runs."""
-    module, _, name = place.partition(":")
-    return getattr(import_module(f".{module}", __package__), name)
-
-
-class _Parser(ArgumentParser):
-    """Says what is wrong in one line, in the words of the package's other errors."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        command = re.search(r"Subcommand '(\w+)'", message)
-        found = COMMANDS.get(command[1] if command else self.prog.split()[-1])
-        fields = dataclasses.fields(_find(found.settings)) if found else ()
-        options = ["--config", "--help", *(_option(field) for field in fields)]
-        program = " ".join(["convnn", command[1]]) if command else self.prog.replace(" [options]", "")
-        self.exit(2, f"{program}: error: {explain(message, options)}\n")
-
-
-def explain(message: str, options: Sequence[str]) -> str:
-    """Put an error of the parser into our words, with the closest option where one was misspelt.
-
-    >>> explain("unrecognized arguments: --epoch 3", ["--epochs", "--lr"])
-    '--epoch: expected an option of this command, got an unknown one; did you mean --epochs? (see --help)'
-    """
-    unknown = re.search(r"unrecognized arguments: (\S+)|does not accept option '(\S+)'", message)
-    if unknown:
-        given = (unknown[1] or unknown[2]).split("=")[0]
-        close = difflib.get_close_matches("--" + given.lstrip("-").replace("_", "-"), options, n=1)
-        fix = f"did you mean {close[0]}? (see --help)" if close else "see --help"
-        return f"{given}: expected an option of this command, got an unknown one; {fix}"
-    missing = re.search(r"arguments are required: (?:(\w+)\.)?(\w+)", message)
-    if missing:
-        name = " ".join(filter(None, missing.groups()))
-        return f"{missing[2]}: expected a value, got none; write convnn {name.replace(missing[2], missing[2].upper())}"
-    command = re.search(r"invalid choice: '(\w*)'", message)
-    if command or 'expected "subcommand"' in message:
-        close = difflib.get_close_matches(command[1] if command else "", COMMANDS, n=1)
-        got = repr(command[1]) if command else "none"
-        return f"command: expected one of {', '.join(COMMANDS)}, got {got}; " + (
-            f"did you mean {close[0]}?" if close else "see --help"
-        )
-    value = re.search(r'Parser key "(\w+)":', message)
-    got_value = re.search(r"(?:Got value|Given value): (.*)", message)
-    if value and got_value:
-        kinds = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
-        kind = next((words for name, words in kinds.items() if f"<class '{name}'>" in message), "another value")
-        return f"--{value[1].replace('_', '-')}: expected {kind}, got {got_value[1].strip()!r}; change it"
-    if value and "does not exist" in message:
-        return f"--{value[1]}: expected a YAML file, got {message.strip().rsplit(': ', 1)[-1]}; check the path"
-    return " ".join(message.split())
-
-
-def make_parser() -> _Parser:
-    """Build the parser: every field of a command's settings is an option of it and a key of its YAML file."""
-    parser = _Parser(prog="convnn", description="ConvNN: one operator that runs from convolution to attention.")
-    parser.add_argument("--version", action="version", version=f"convnn {__version__}")
-    commands = parser.add_subcommands(title="commands", description="convnn COMMAND --help tells a command's options")
-    for name, entry in COMMANDS.items():
-        command = _Parser(description=entry.text)
-        command.add_argument("--config", action="config", help="YAML file with any of these options; later ones win")
-        _add_options(command, _find(entry.settings))
-        commands.add_subcommand(name, command, help=entry.text)
-    return parser
-
-
-def _add_options(command: _Parser, settings: type[Any]) -> None:
-    hints = get_type_hints(settings)
-    for field in dataclasses.fields(settings):
-        option, text = _option(field), field.metadata["help"]
-        if hints[field.name] is bool and not field.default:
-            command.add_argument(option, action="store_true", help=text)
-        elif field.default is dataclasses.MISSING:
-            command.add_argument(option, type=hints[field.name], help=text)
-        else:
-            command.add_argument(option, type=hints[field.name], default=field.default, help=text)
-
-
-def _option(field: dataclasses.Field[Any]) -> str:
-    """Return what a field is called on the command line."""
-    return field.name if field.metadata.get("positional") else "--" + field.name.replace("_", "-")
+def overview() -> str:
+    """Return what ``convnn`` prints without a command: the commands, and three calls to try first."""
+    width = max(map(len, COMMANDS))
+    commands = [f"  {name.ljust(width)}  {command.text}" for name, command in COMMANDS.items()]
+    wide = max(len(call) for call, _ in FIRST)
+    calls = [f"  {call.ljust(wide)}  {text}" for call, text in FIRST]
+    return "\n".join([
+        f"convnn {__version__}: one operator that runs from convolution to attention.", "",
+        "Commands (convnn COMMAND --help tells a command's options):", *commands, "",
+        "Try first:", *calls,
+    ])  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -194,33 +127,66 @@ def _unread(stream: TextIO) -> bool:
 
 
 def _main(arguments: Sequence[str] | None) -> int:
-    parsed: Any = make_parser().parse_args(None if arguments is None else list(arguments))
-    command = parsed.subcommand
-    values = {name: value for name, value in parsed[command].items() if name not in ("config", "__path__")}
-    kind = _find(COMMANDS[command].settings)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help"):
+        print(overview())
+        return 0
+    if given[0] == "--version":
+        print(f"convnn {__version__}")
+        return 0
+    if given[0] not in COMMANDS:
+        print(f"convnn: error: {_unknown(given[0])}", file=sys.stderr)
+        return 2
+    return _call(given[0], given[1:])
+
+
+def _unknown(name: str) -> str:
+    close = difflib.get_close_matches(name, COMMANDS, n=1)
+    fix = f"did you mean {close[0]}?" if close else "see convnn --help"
+    return f"command: expected one of {', '.join(COMMANDS)}, got {name!r}; {fix}"
+
+
+def _call(command: str, arguments: Sequence[str]) -> int:
+    """Run a command with its arguments; return the exit status."""
+    entry = COMMANDS[command]
+    settings: Any = None
     try:
-        settings = kind(**values)
+        settings = _find("arguments:parse")(_find(entry.settings), arguments, command=command, text=entry.text)
         if not getattr(settings, "resume", False):  # a run to resume has settings of its own
             settings.check()
         _run(command, settings)
     except ConvNNError as error:
-        name, _, rest = str(error).partition(":")
-        option = next((_option(field) for field in dataclasses.fields(kind) if field.name == name), name)
-        print(f"convnn {command}: error: {option}:{rest}", file=sys.stderr)
+        print(f"convnn {command}: error: {_with_option(error, settings)}", file=sys.stderr)
         return 2
     except (MissingExtraError, DivergedError) as error:
         print(f"convnn {command}: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        hint = f"; go on with: convnn train --out {settings.out} --resume" if command == "train" else ""
+        started = command == "train" and settings is not None
+        hint = f"; go on with: convnn train --out {settings.out} --resume" if started else ""
         print(f"convnn {command}: interrupted{hint}", file=sys.stderr)
         return 130
     return 0
 
 
+def _with_option(error: ConvNNError, settings: Any) -> str:
+    """Return an error's text with the option in place of the field that it begins with."""
+    name, _, rest = str(error).partition(":")
+    for field in dataclasses.fields(settings):
+        if field.name == name:
+            name = _find("arguments:option_of")(field)
+    return f"{name}:{rest}"
+
+
 def _run(command: str, settings: object) -> None:
     run: Callable[[object], object] = _find(COMMANDS[command].run)
     run(settings)
+
+
+def _find(place: str) -> Any:
+    """Import what ``module:name`` names."""
+    module, _, name = place.partition(":")
+    return getattr(import_module(f".{module}", __package__), name)
 
 
 if __name__ == "__main__":

@@ -68,6 +68,7 @@ def missing_extra(package: str, extra: str) -> MissingExtraError:
     """Build the error for an optional package that is not installed.
 
     >>> print(missing_extra("timm", "vision"))
-    timm is not installed, and this needs it; run: pip install "convnn[vision]"
+    timm is not installed, and this needs it; in the source folder of convnn run: pip install ".[vision]"
     """
-    return MissingExtraError(f'{package} is not installed, and this needs it; run: pip install "convnn[{extra}]"')
+    fix = f'in the source folder of convnn run: pip install ".[{extra}]"'
+    return MissingExtraError(f"{package} is not installed, and this needs it; {fix}")

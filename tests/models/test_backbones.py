@@ -238,7 +238,9 @@ def test_without_timm_there_are_the_small_networks():
     names, layer, error = done.stdout.splitlines()
     assert names == "['small_cnn', 'small_transformer'] False"
     assert layer == "hybrid"
-    assert error.startswith('timm is not installed, and this needs it; run: pip install "convnn[vision]"')
+    assert error.startswith(
+        'timm is not installed, and this needs it; in the source folder of convnn run: pip install ".[vision]"'
+    )
 
 
 @pytest.mark.parametrize("padding", [None, 5, (2, 6)])

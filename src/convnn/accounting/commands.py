@@ -78,7 +78,7 @@ def _show(place: str, tables: list[Table], values: dict[str, Any]) -> None:
     try:
         from rich.console import Console
     except ImportError as error:
-        raise missing_extra("rich", "train") from error
+        raise missing_extra("rich", "cli") from error
     console = Console()
     for table in tables:
         console.print(table)

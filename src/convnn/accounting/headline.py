@@ -81,7 +81,7 @@ def headline_table(rows: list[HeadlineRow]) -> Table:
         from rich.box import SIMPLE_HEAD
         from rich.table import Table
     except ImportError as error:
-        raise missing_extra("rich", "train") from error
+        raise missing_extra("rich", "cli") from error
     caption = (
         f"theirs: published, the accuracy (top-1, %) too: {SOURCE}\n"
         "ours: the same models, not trained; GFLOPs (2 x multiply-adds) by convention\n"

@@ -11,7 +11,7 @@ try:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 except ImportError as error:
-    raise missing_extra("rich", "train") from error
+    raise missing_extra("rich", "cli") from error
 
 # A container is listed where it has a cost of its own; below this share of the time it has none.
 _SHORT = 0.01

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from ..convert import convert
+from .._convert import convert
 from ..errors import invalid, unknown_name
 from ..types import Blend, Candidates, Similarity
 from .specs import parse_candidates, parse_similarity

@@ -198,5 +198,5 @@ def _yaml() -> Any:
     try:
         import yaml
     except ImportError as error:
-        raise missing_extra("PyYAML", "train") from error
+        raise missing_extra("PyYAML", "cli") from error
     return yaml

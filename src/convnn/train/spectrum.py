@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..convert import convert
+from .._convert import convert
 from ..models import LAYERS, SmallConvNet, small_transformer, swap_layers
 from .module import seed_epoch
 
