@@ -24,6 +24,7 @@ LEVELS = {
     "errors": 0,
     "types": 0,
     "precision": 0,
+    "tracing": 0,
     "checks": 1,
     "ops": 1,
     "resolve": 1,
@@ -51,10 +52,11 @@ SEES = {
     "types": ("errors",),
     "precision": (),
     "ops": ("ops", "precision"),
+    "tracing": (),
     "resolve": ("checks",),
-    "plan": ("precision", "stages"),
-    "knn": ("checks", "resolve", "impl.choose"),
-    "nn": ("nn", "knn", "checks", "precision", "stages.geometry"),
+    "plan": ("precision", "tracing", "stages"),
+    "knn": ("checks", "tracing", "resolve", "impl.choose"),
+    "nn": ("nn", "knn", "checks", "precision", "tracing", "stages.geometry"),
     "testing": (),
 }
 OPTIONAL_FROM = 5  # the first level that may use anything but the standard library and torch

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .errors import ConvNNError, invalid, shown, unknown_name
 from .precision import autocast_is_on
+from .tracing import dense, readable
 from .types import IMPLS, SIMILARITIES, WEIGHTINGS, Blend, Gather, Grid, Lattice, Neighbors, Random, Window
 
 
@@ -17,6 +18,7 @@ def tokens(argument: str, value: object) -> None:
     """Refuse anything but a floating-point ``(B, N, C)`` tensor."""
     if not isinstance(value, Tensor):
         raise invalid(argument, "a tensor (batch, tokens, channels)", type(value).__name__, "pass a torch.Tensor")
+    dense(argument, value)
     if value.dim() == 3 and value.shape[2] == 0:
         raise invalid(argument, "at least one channel", f"shape {tuple(value.shape)}", "give tokens some features")
     if value.dim() != 3:
@@ -135,7 +137,7 @@ def candidates(value: object) -> None:
 
 def positions(argument: str, value: Tensor, count: int) -> None:
     """Refuse flat positions outside ``[0, count)``, or given twice."""
-    if torch.compiler.is_compiling() or value.is_meta or value.numel() == 0:
+    if value.numel() == 0 or not readable(value):
         return
     low, high = int(value.min()), int(value.max())
     if low < 0 or high >= count:
@@ -208,7 +210,7 @@ def key_padding_mask(value: object, tokens: Tensor) -> None:
 
 def some_key_left(mask: Tensor) -> None:
     """Refuse a mask that leaves a sample without any key; unknowable while a graph is being traced."""
-    if torch.compiler.is_compiling() or mask.is_meta or mask.numel() == 0:
+    if mask.numel() == 0 or not readable(mask):
         return
     if bool(mask.all(dim=1).any()):
         expected = "at least one key left in every sample"

@@ -19,9 +19,11 @@ from . import checks
 from .errors import invalid, unknown_name
 from .impl import choose
 from .resolve import SEARCH_OPTIONS, resolve
+from .tracing import one_node
 from .types import Candidates, Choice, Gather, Lattice, Neighbors, Search, Similarity, Weighting
 
 
+@one_node
 def knn_search(
     query: Tensor,
     key: Tensor,
@@ -87,6 +89,7 @@ def knn_search(
     return choose.run_search(impl, problem)
 
 
+@one_node
 def knn_gather(
     value: Tensor,
     neighbors: Neighbors,
@@ -132,6 +135,7 @@ def knn_gather(
     return choose.run_gather(impl, problem, neighbors)
 
 
+@one_node
 def knn_aggregate(
     query: Tensor,
     key: Tensor,

@@ -15,6 +15,7 @@ from torch import Tensor
 from .errors import invalid
 from .precision import search_dtype, wide_dtype
 from .stages import aggregate, candidates, geometry, select, similarity
+from .tracing import readable
 from .types import Blend, Gather, Grid, Lattice, Neighbors, Search, Window
 
 
@@ -137,7 +138,7 @@ def check_counts(problem: Search, keys: Tensor | None, place: Tensor | None) -> 
 
 def check_enough(problem: Search, count: Tensor, needed: int) -> None:
     """Refuse counts of candidates below what a query needs; unknowable while a graph is being traced."""
-    if torch.compiler.is_compiling() or count.is_meta or count.numel() == 0:
+    if count.numel() == 0 or not readable(count):
         return
     least = int(count.min())
     if least < needed:

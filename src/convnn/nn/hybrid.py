@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .. import checks
 from ..errors import invalid
 from ..stages import geometry
+from ..tracing import Leaf
 from ..types import Neighbors
 from .convnn import ConvNN1d, ConvNN2d, ConvNN3d
 from .kernels import Conv, kernel_radius, resolve_padding
@@ -39,7 +40,7 @@ def branch_share(branch_ratio: float, channels: int) -> int:
     return math.floor(round(branch_ratio * channels, 9))
 
 
-class _HybridConvNN(nn.Module):
+class _HybridConvNN(Leaf):
     """A convolution and a ConvNN, both fed the whole input, concatenated (ConvNN first) and mixed by a 1x1 convolution.
 
     Drop-in for ``nn.Conv*d``, whose arguments it takes in its order: the same output size for any stride, padding and

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..errors import invalid
+from ..tracing import Leaf
 from ..types import Neighbors
 from .attention import ConvNNAttention
 from .heads import HEADS_OPTIONS, refuse_attn_mask
@@ -19,7 +20,7 @@ from .options import check_input, check_options, given_repr, options_repr
 PARTNERS = ("attention", "conv")
 
 
-class HybridAttention(nn.Module):
+class HybridAttention(Leaf):
     """ConvNN attention on ``floor(branch_ratio * C)`` channels, attention or a convolution on the rest, and a mix.
 
     Unlike the convolutional hybrid, whose branches both see every channel, the channels are split.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .. import checks
 from ..errors import invalid, shown
 from ..precision import search_dtype
+from ..tracing import readable
 from ..types import Blend, Neighbors, Window
 from .from_attention import check_multihead, copy_parameters
 from .heads import HEADS_OPTIONS, HeadsAttention, check_heads, refuse_attn_mask, reset_children
@@ -248,7 +249,7 @@ def boolean_mask(mask: Tensor | None) -> Tensor | None:
     if not isinstance(mask, Tensor) or not mask.is_floating_point():
         return mask
     left_out = mask.isneginf()
-    if not torch.compiler.is_compiling() and not mask.is_meta and not bool((left_out | (mask == 0)).all()):
+    if readable(mask) and not bool((left_out | (mask == 0)).all()):
         expected = "a boolean mask, or one of 0 and -inf"
         raise invalid("key_padding_mask", expected, "other numbers", "a search keeps a key or leaves it out")
     return left_out

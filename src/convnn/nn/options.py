@@ -15,13 +15,14 @@ from .. import checks
 from ..errors import invalid, shown, unknown_name
 from ..knn import knn_gather
 from ..precision import autocast_is_on
+from ..tracing import Leaf, dense
 from ..types import WEIGHTINGS, Blend, Candidates, Neighbors, Random, Similarity, Weighting
 
 AGGREGATIONS = ("standard", "depthwise", "depthwise_separable", "sum")
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
-class NeighborLayer(nn.Module):
+class NeighborLayer(Leaf):
     """A layer that finds neighbours: holds and checks the options of the search and of the weighting.
 
     Raises:
@@ -236,6 +237,7 @@ def check_input(
     name = type(layer).__name__
     if not isinstance(x, Tensor):
         raise invalid(argument, f"a tensor {shape}", type(x).__name__, "pass a torch.Tensor")
+    dense(argument, x)
     if x.dim() not in ranks:
         raise invalid(argument, f"shape {shape}", f"shape {tuple(x.shape)}", "add or remove axes")
     if x.shape[axis] != channels:
