@@ -27,7 +27,7 @@ def convnn_map(layer, x):
     if layer.projection:
         compared, values = tokens.transpose(1, 2), layer.value_projection(tokens.transpose(1, 2)).transpose(1, 2)
     if isinstance(layer.similarity, Blend):
-        spread = tokens.std(dim=(1, 2), keepdim=True)
+        spread = tokens.std(dim=(1, 2), keepdim=True) + 1e-6
         places_compared = (places * (1 - layer.similarity.lam)).expand(batch, -1, -1)
         compared = torch.cat([tokens / spread * layer.similarity.lam, places_compared], 1)
     if layer.value_coordinates:

@@ -85,7 +85,7 @@ def _of_map(layer: ConvNN1d | ConvNN2d | ConvNN3d, arguments: dict[str, Any]) ->
     channels = layer.in_channels * layer.unshuffle**layer.dims
     searches = arguments.get("neighbors") is None
     if searches:
-        _add_search(cost, layer, tokens=tokens, candidates=candidates, channels=channels)
+        _add_search(cost, layer, batch=batch, tokens=tokens, candidates=candidates, channels=channels)
         if isinstance(layer.candidates, Grid) and candidates < math.prod(padded):  # where they stand: y * width + x
             cost.elements.update(dict.fromkeys(("mul", "add"), (layer.dims - 1) * candidates))
     if layer.value_projection is not None:
@@ -101,13 +101,16 @@ def _of_map(layer: ConvNN1d | ConvNN2d | ConvNN3d, arguments: dict[str, Any]) ->
     return cost
 
 
-def _add_search(cost: LayerCost, layer: NeighborLayer, *, tokens: int, candidates: int, channels: int) -> None:
-    """Add the similarities of all tokens to their candidates."""
+def _add_search(
+    cost: LayerCost, layer: NeighborLayer, *, batch: int, tokens: int, candidates: int, channels: int
+) -> None:
+    """Add the similarities of all tokens, of the whole batch, to their candidates."""
     axes = getattr(layer, "dims", 1)
     cost.products["bmm"] += 2 * tokens * candidates * _width(layer.similarity, channels, axes)
     metric = layer.similarity.feature if isinstance(layer.similarity, Blend) else layer.similarity
     if isinstance(layer.similarity, Blend):
         cost.elements["mul"] += tokens * (channels + axes)
+        cost.elements["add"] += batch  # each sample's standard deviation, plus 1e-6
     if metric in ("euclidean", "sqeuclidean"):  # |q|^2 + |k|^2 - 2 <q, k>
         cost.elements["mul"] += tokens * candidates
         cost.elements["add"] += tokens
@@ -132,7 +135,8 @@ def _of_heads(layer: HeadsAttention, arguments: dict[str, Any]) -> LayerCost:
             cost.elements["mul"] += heads * queries * candidates
         return cost
     if arguments.get("neighbors") is None:
-        _add_search(cost, layer, tokens=heads * queries, candidates=candidates, channels=layer.head_dim)
+        tokens = heads * queries
+        _add_search(cost, layer, batch=heads, tokens=tokens, candidates=candidates, channels=layer.head_dim)
     cost.products["conv1d"] += 2 * heads * queries * layer.weight.numel()
     if layer.weighting != "ones":
         cost.elements["mul"] += heads * queries * layer.weight.shape[2] * layer.head_dim
