@@ -6,8 +6,9 @@ from functools import cache
 
 import pytest
 import torch
+from timm.layers import Attention
 
-from convnn import Blend, Grid, Random
+from convnn import Blend, ConvNNAttention, Grid, Random
 from convnn.accounting.counting import CONVENTIONS, record_products
 from convnn.accounting.headline import PUBLISHED, cut, headline
 from convnn.models import create_model, published
@@ -15,6 +16,9 @@ from convnn.models import create_model, published
 from ..published_rows import build, image_of, name_of, rows
 
 PRODUCTS = ("conv2d", "mm", "addmm", "bmm")
+# One row of every kind of layer, for what takes a training pass.
+KINDS = {tuple(row.get(key) for key in ("model", "layer", "similarity_type", "sampling_type", "convolution_type")): row
+         for row in rows()}  # fmt: skip
 
 
 def counted(make, shape):
@@ -37,6 +41,30 @@ def test_every_published_network(row):
     # The products of elements that it also prints are those of training; its total has those of evaluation, as ours.
     assert totals["published"].total() / 1e9 == pytest.approx(row["gflops_profiler"], abs=5.01e-9)
     assert totals["gather"].total() / 1e9 == pytest.approx(row["gflops_true"], abs=5.01e-7)
+
+
+def dropped_out(model, image):
+    """How many elements are dropped out, or kept, in a training pass: each is one product with its mask."""
+    elements = []
+    for part in model.modules():
+        if isinstance(part, torch.nn.Dropout) and part.p:
+            part.register_forward_hook(lambda _, __, out: elements.append(out.numel()))
+        elif isinstance(part, Attention | ConvNNAttention) and part.attn_drop.p:
+            # Inside the attention: every weight of a token for another, those of all but the k nearest being zero.
+            part.register_forward_hook(lambda part, inputs, _: elements.append(inputs[0].shape[1] ** 2))
+    model.train()(torch.zeros(image, device="meta"))
+    return sum(elements)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize("row", KINDS.values(), ids=name_of)
+def test_every_dropout_is_where_it_was_published(row):
+    with torch.device("meta"):
+        model = build(row)
+    record = record_products(model, [torch.zeros(image_of(row), device="meta")])
+    products = sum(record.costs("published"), Counter())["mul"]
+    printed = row["gflops_profiler_by_op"]["aten::mul"]
+    assert (products + dropped_out(model, image_of(row))) / 1e9 == pytest.approx(printed, abs=5.01e-9)
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 import pytest
 import timm
@@ -208,9 +209,6 @@ class PlainViT(nn.Module):
 
 def test_vit_tiny_s_baseline_is_the_network_written_down():
     model = published.vit_tiny(attention="attention")
-    drops = [part.p for part in model.modules() if isinstance(part, nn.Dropout)]
-    assert set(drops) == {0.0, 0.1}
-    assert drops.count(0.0) == 1  # before the classifier
     plain = share_weights(on_meta(PlainViT), model)
     x = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
@@ -219,6 +217,46 @@ def test_vit_tiny_s_baseline_is_the_network_written_down():
         nearest = published.vit_tiny(attention="knn", k=197)
         nearest.load_state_dict(model.state_dict())
         torch.testing.assert_close(nearest.eval()(x), expected, rtol=1e-4, atol=1e-4)
+
+
+# Of every block: the tokens after attention and after the MLP, whose hidden layer has 768 channels; ConvNN attention's
+# before its output projection too. None before the first block or after the last: tests/accounting counts them all.
+DROPOUTS = {
+    "attention": {(197, 192): 2, (197, 768): 1},
+    "knn": {(197, 192): 2, (197, 768): 1},
+    "convnn": {(197, 192): 3, (197, 768): 1},
+    "hybrid": {(197, 192): 1, (197, 96): 3, (197, 768): 1},
+}
+
+
+@pytest.mark.parametrize("attention", DROPOUTS)
+def test_vit_tiny_s_dropouts(attention):
+    model = on_meta(published.vit_tiny, attention=attention).train()
+    seen = Counter()
+    for part in model.modules():
+        if isinstance(part, nn.Dropout) and part.p:
+            assert part.p == 0.1
+            part.register_forward_hook(lambda _, __, out: seen.update([tuple(out.shape[1:])]))
+    model(torch.zeros(1, 3, 224, 224, device="meta"))
+    assert seen == {shape: 12 * count for shape, count in DROPOUTS[attention].items()}
+
+
+def test_what_convnn_attention_aggregated_is_dropped_out_as_published():
+    model = create_model("vit_tiny_convnn_all", embed_dim=16, depth=1, image_size=32, k=3)
+    layer, x = model.blocks[0].attn, torch.randn(2, 5, 16)
+    attended = []
+    layer.proj.register_forward_pre_hook(lambda _, inputs: attended.append(inputs[0]))
+    layer.eval()(x)
+    layer.train()
+    torch.manual_seed(1)
+    out = layer(x)
+    torch.manual_seed(1)
+    expected = F.dropout(F.linear(F.dropout(attended[0], 0.1), layer.proj.weight), 0.1)
+    torch.testing.assert_close(out, expected)
+    assert (out != layer.eval()(x)).any()
+    plain = create_model("vit_tiny_convnn_all", embed_dim=16, depth=1, image_size=32, k=3, attn_drop_rate=0.0)
+    assert type(plain.blocks[0].attn.proj) is nn.Linear
+    assert plain.state_dict().keys() == model.state_dict().keys()
 
 
 def test_weights_that_nobody_published():

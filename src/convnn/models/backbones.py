@@ -37,6 +37,7 @@ class Backbone:
         cifar: the stem for 32 x 32 images: arguments of ``timm.create_model``, or what changes the model afterwards
             and names the new stem, which is not swapped; None where there is nothing to choose.
         prepare: changes the model before its layers are swapped; takes the model and ``layer``.
+        finish: changes the model after its layers were swapped.
         options: of the swapped layers, where they differ from ``convert``'s own; by ``layer``.
         num_classes: unless told otherwise.
         takes: the images, where they are not those of timm's model.
@@ -48,6 +49,7 @@ class Backbone:
     arguments: dict[str, Any] = field(default_factory=dict)
     cifar: dict[str, Any] | Callable[[nn.Module], str] | None = None
     prepare: Callable[[nn.Module, str | None], None] | None = None
+    finish: Callable[[nn.Module], None] | None = None
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     num_classes: int | None = None
     takes: InputConfig | None = None
@@ -105,9 +107,9 @@ BACKBONES: dict[str, Backbone] = {
         "vit_tiny_patch16_224",
         layers=ATTENTIVE,
         arguments={"num_heads": 1, "qkv_bias": False, "final_norm": False, "norm_layer": nn.LayerNorm,
-                   "embed_norm_layer": nn.LayerNorm, "pos_drop_rate": 0.1, "proj_drop_rate": 0.1,
-                   "attn_drop_rate": 0.1},
+                   "embed_norm_layer": nn.LayerNorm, "proj_drop_rate": 0.1, "attn_drop_rate": 0.1},
         prepare=_prepare_vit,
+        finish=surgery.dropout_after_aggregation,
         num_classes=10,
         takes=InputConfig(224, CIFAR_MEAN, CIFAR_STD),
         pretrained=False,

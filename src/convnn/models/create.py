@@ -92,6 +92,8 @@ def create_model(
         init = swapping.pop("init", _default_init(model, layer, swapping) if loads else "default")
         model = swap_layers(model, layer, init=init, keep=keep, inplace=True, **swapping)
         unused = {*_COMMON, "similarity"} - set(LAYERS[layer].takes)
+        if found.backbone.finish is not None:
+            found.backbone.finish(model)
         made |= {"layer": layer, **{key: value for key, value in swapping.items() if key not in unused}}
         if sized:
             check_sizes(model, channels=in_channels, size=takes.size)

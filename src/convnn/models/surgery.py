@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..nn import ConvNNAttention
+
 
 def small_stem(model: nn.Module, kernel: int = 3, stride: int = 1) -> str:
     """Give a network whose first convolution has a stride a smaller one, and take out the max-pool that follows.
@@ -99,6 +101,32 @@ def linear_pre_logits(model: nn.Module, *, drop_rate: float = 0.5) -> None:
     first = next(model.parameters())
     new = LinearPreLogits(vgg.num_features, vgg.head.in_features, drop_rate=drop_rate)
     vgg.pre_logits = new.to(first.device, first.dtype)
+
+
+class DroppedLinear(nn.Linear):
+    """A linear layer that drops elements of its input in training; its parameters are those of the given one.
+
+    >>> DroppedLinear(nn.Linear(2, 3), 0.5)(torch.ones(4, 2)).shape
+    torch.Size([4, 3])
+    """
+
+    def __init__(self, linear: nn.Linear, chance: float) -> None:
+        super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias
+        self.drop = nn.Dropout(chance)
+        self.train(linear.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(..., in_features)`` to ``(..., out_features)``."""
+        return super().forward(self.drop(x))
+
+
+def dropout_after_aggregation(model: nn.Module) -> None:
+    """Let the dropout of ConvNN attention fall on what its slots aggregate, not on the neighbours' weights."""
+    for layer in model.modules():
+        if isinstance(layer, ConvNNAttention) and layer.aggregation != "sum" and layer.attn_drop.p:
+            layer.proj = DroppedLinear(layer.proj, layer.attn_drop.p)
+            layer.attn_drop.p = 0.0
 
 
 def fixed_positions(model: nn.Module) -> None:
