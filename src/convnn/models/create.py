@@ -9,9 +9,11 @@ from torch import nn
 from .. import checks, swap
 from ..errors import invalid, unknown_name
 from . import config
-from .backbones import BACKBONES, STEMS, InputConfig
+from .backbones import BACKBONES, STEMS
+from .graphs import late_graph
 from .layers import LAYERS, attention_types, check_layer, swap_layers
-from .registry import MODELS, Found, find_model, input_config
+from .metadata import describe_images, describe_layers
+from .registry import MODEL_CONFIGS, MODELS, Found, find_model, input_config
 from .sizes import check_sizes, check_slots
 from .specs import format_candidates, parse_candidates, parse_similarity
 
@@ -80,7 +82,10 @@ def create_model(
     if loads and not found.backbone.pretrained:
         raise invalid("pretrained", f"False for {found.name!r} (it has no pretrained weights)", True, "leave it out")
     takes = input_config(name, image_size, stem)
-    model, keep = _build(found, stem, shape, {**options, "pretrained": pretrained})
+    graph = late_graph(options, layer)
+    wrapper = {} if graph is None else {"feature_cls": graph}
+    model, keep = _build(found, stem, shape, {**options, **wrapper, "pretrained": pretrained})
+    describe_images(model, takes, channels=in_channels, resized=stem == "cifar", own=_own_config(found))
     if found.backbone.prepare is not None:
         found.backbone.prepare(model, layer)
     made: dict[str, Any] = {"name": found.name, **shape}
@@ -98,7 +103,8 @@ def create_model(
         if sized:
             check_sizes(model, channels=in_channels, size=takes.size)
     made |= {} if stem is None else {"stem": stem}
-    _describe_input(model, found, takes, in_channels)
+    describe_layers(model)
+    model = model if graph is None else graph.wrap(model)
     return config.remember(model, {**made, **{key: value for key, value in options.items() if key not in _NOT_SAVED}})
 
 
@@ -169,9 +175,12 @@ def _build(
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """Build the model as it is before layers are swapped, and name the layers that are to stay."""
     if not found.timm:
-        for option in options.keys() - {"pretrained"}:
+        for option in options.keys() - {"pretrained", "global_pool"}:
             raise unknown_name("option", option, sorted({*_SWAP_OPTIONS, "layer"}), f" for {found.name}")
-        return MODELS[found.name](**{"num_classes": 10, "image_size": input_config(found.name).size, **shape}), ()
+        given = {**shape, "global_pool": options.get("global_pool", "avg")}
+        own: Any = MODELS[found.name](**{"num_classes": 10, "image_size": input_config(found.name).size, **given})
+        own.pretrained_cfg = MODEL_CONFIGS[found.name]
+        return own, ()
     arguments = {**found.backbone.arguments, "in_chans": shape["in_channels"], **options}
     classes = shape.get("num_classes", found.backbone.num_classes)
     if classes is not None:
@@ -185,6 +194,13 @@ def _build(
         return _from_timm(found.timm, {**arguments, **found.backbone.cifar}), ()
     model = _from_timm(found.timm, arguments)
     return model, (found.backbone.cifar(model),)
+
+
+def _own_config(found: Found) -> dict[str, Any]:
+    """Return what a published network has of its own in timm's configuration of its backbone."""
+    takes, classes = found.backbone.takes, found.backbone.num_classes
+    own = {} if takes is None else {"mean": takes.mean, "std": takes.std}
+    return own if classes is None else {**own, "num_classes": classes}
 
 
 def _from_timm(name: str, arguments: dict[str, Any]) -> nn.Module:
@@ -206,15 +222,3 @@ def _default_init(model: nn.Module, layer: str, swapping: dict[str, Any]) -> str
     attention = any(isinstance(part, attention_types()) for part in model.modules())
     branch = layer == "hybrid" and not attention and swapping["branch_ratio"] < 1 and "kernel_size" not in swapping
     return "from_original" if branch or (layer == "convnn" and attention) else "default"
-
-
-def _describe_input(model: Any, found: Found, takes: InputConfig, in_channels: int) -> None:
-    """Say in timm's configuration of the model which images it takes, for timm's transforms."""
-    cfg = getattr(model, "pretrained_cfg", None)
-    if not isinstance(cfg, dict):
-        return
-    size = (in_channels, takes.size, takes.size)
-    if size[1:] != tuple(cfg["input_size"][1:]):  # what timm says of other sizes is of another network
-        cfg = {key: value for key, value in cfg.items() if key not in ("test_input_size", "min_input_size")}
-    own = {} if found.backbone.takes is None else {"mean": takes.mean, "std": takes.std}
-    model.pretrained_cfg = model.default_cfg = {**cfg, **own, "input_size": size}

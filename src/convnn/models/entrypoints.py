@@ -14,8 +14,10 @@ from torch import nn
 
 from .backbones import BACKBONES
 from .create import create_model
+from .metadata import branches_of
 from .named import CONFIGURATIONS
-from .registry import MODELS, TIMM_PREFIX, input_config
+from .registry import MODEL_CONFIGS, MODELS, TIMM_PREFIX, input_config
+from .saved import load_saved
 
 __all__: list[str] = []  # timm adds what it registers
 default_cfgs: dict[str, Any] = {}
@@ -50,13 +52,13 @@ def _entry_point(name: str) -> Callable[..., nn.Module]:
         given = {key: value for key, value in arguments.items() if value is not None}
         saved = _saved(given) if pretrained else {}
         model: Any = create_model(name, pretrained=pretrained and not saved, **given)
-        cfg = getattr(model, "pretrained_cfg", None) or default_cfgs[TIMM_PREFIX + name].default.to_dict()
+        cfg = model.pretrained_cfg
+        if name in MODELS:  # timm has no configuration of these to begin with
+            cfg = {**default_cfgs[TIMM_PREFIX + name].default.to_dict(), **cfg}
         # What timm saves is to name the model that it is, not the one that it was built from.
         model.pretrained_cfg = model.default_cfg = {**cfg, "architecture": TIMM_PREFIX + name}
         if saved:
-            from timm.models import load_pretrained
-
-            load_pretrained(model, saved, num_classes=model.num_classes, in_chans=given.get("in_chans", 3))
+            load_saved(model, saved)
         made: nn.Module = model
         return made
 
@@ -82,14 +84,21 @@ def _default_cfg(name: str) -> Any:
     """Return timm's configuration of a name: its backbone's, with the images and classes that are ours."""
     from timm.models import DefaultCfg, PretrainedCfg, get_pretrained_cfg
 
-    backbone = BACKBONES.get(CONFIGURATIONS[name][0] if name in CONFIGURATIONS else name)
+    configuration, options = CONFIGURATIONS.get(name, (name, {}))
+    backbone = BACKBONES.get(configuration)
     base = None if backbone is None else get_pretrained_cfg(backbone.timm)
-    cfg = PretrainedCfg(num_classes=10) if base is None else base
+    cfg = PretrainedCfg(**MODEL_CONFIGS.get(name, {})) if base is None else base
     if backbone is None or backbone.prepare is not None:  # nobody has published weights
         takes = input_config(name)
         classes = 10 if backbone is None or backbone.num_classes is None else backbone.num_classes
+        scale, pool = cfg.input_size[-1] // takes.size, cfg.pool_size
         cfg = dataclasses.replace(
             cfg, url="", file=None, hf_hub_id=None, hf_hub_filename=None, source=None, custom_load=False, tag=None,
             num_classes=classes, input_size=(3, takes.size, takes.size), mean=takes.mean, std=takes.std,
+            pool_size=None if pool is None else tuple(side // scale for side in pool),
         )  # fmt: skip
+    if backbone is not None and backbone.timm.startswith("vgg") and options.get("layer") == "hybrid":
+        # Its first convolution is swapped too: it has stride 1.
+        first: Any = branches_of(str(cfg.first_conv), options["branch_ratio"])
+        cfg = dataclasses.replace(cfg, first_conv=first)
     return DefaultCfg(tags=deque([""]), cfgs={"": cfg})

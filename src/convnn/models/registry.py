@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ..errors import invalid, missing_extra
-from .backbones import BACKBONES, Backbone, InputConfig
+from .backbones import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, Backbone, InputConfig
 from .named import CONFIGURATIONS
 from .small import SmallConvNet, small_transformer
 
@@ -18,17 +18,27 @@ TIMM_PREFIX = "convnn_"
 """What our names begin with in timm's registry."""
 
 
-def _small_cnn(*, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
-    return SmallConvNet(num_classes=num_classes, in_channels=in_channels)
+def _small_cnn(*, num_classes: int, in_channels: int, image_size: int, global_pool: str) -> nn.Module:
+    return SmallConvNet(num_classes=num_classes, in_channels=in_channels, global_pool=global_pool)
 
 
-def _small_transformer(*, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+def _small_transformer(*, num_classes: int, in_channels: int, image_size: int, global_pool: str) -> nn.Module:
     patch = max(2, image_size // 8)
-    return small_transformer(num_classes=num_classes, in_channels=in_channels, image_size=image_size, patch=patch)
+    return small_transformer(
+        num_classes=num_classes, in_channels=in_channels, image_size=image_size, patch=patch, global_pool=global_pool
+    )
 
 
 MODELS: dict[str, Callable[..., nn.Module]] = {"small_cnn": _small_cnn, "small_transformer": _small_transformer}
-"""Our own models; each builder takes ``num_classes``, ``in_channels`` and ``image_size``."""
+"""Our own models; each builder takes ``num_classes``, ``in_channels``, ``image_size`` and ``global_pool``."""
+
+_SMALL: dict[str, Any] = {"num_classes": 10, "input_size": (3, 32, 32), "mean": IMAGENET_MEAN, "std": IMAGENET_STD,
+                          "classifier": "head"}  # fmt: skip
+MODEL_CONFIGS: dict[str, dict[str, Any]] = {
+    "small_cnn": {**_SMALL, "first_conv": "stem.0", "pool_size": (32, 32)},
+    "small_transformer": {**_SMALL, "first_conv": "patch_embed.proj", "fixed_input_size": True},
+}
+"""What timm is to know of them."""
 
 
 class Found(NamedTuple):

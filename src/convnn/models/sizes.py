@@ -53,13 +53,8 @@ def check_sizes(model: nn.Module, *, channels: int, size: int) -> None:
 
     layers = [(name, part) for name, part in model.named_modules() if isinstance(part, NeighborLayer)]
     hooks = [layer.register_forward_pre_hook(partial(enter, name=name)) for name, layer in layers]
-    state = {name: torch.empty_like(value, device="meta")
-             for name, value in (*model.named_parameters(), *model.named_buffers())}  # fmt: skip
-    modes = {part: part.training for part in model.modules()}
     try:
-        model.eval()
-        with torch.no_grad():
-            functional_call(model, state, torch.empty(1, channels, size, size, device="meta"))
+        run_on_shapes(model, channels=channels, size=size)
     except ConvNNError as error:
         raise ConvNNError(f"{error} (layer {seen[-1]}, images of {size} x {size})") from error
     except (RuntimeError, NotImplementedError):
@@ -68,5 +63,21 @@ def check_sizes(model: nn.Module, *, channels: int, size: int) -> None:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def run_on_shapes(model: nn.Module, *, channels: int, size: int) -> Any:
+    """Return what a model returns for the shape of one square image, in eval mode; nothing is computed.
+
+    >>> run_on_shapes(nn.Conv2d(3, 8, 3), channels=3, size=9).shape
+    torch.Size([1, 8, 7, 7])
+    """
+    state = {name: torch.empty_like(value, device="meta")
+             for name, value in (*model.named_parameters(), *model.named_buffers())}  # fmt: skip
+    modes = {part: part.training for part in model.modules()}
+    try:
+        model.eval()
+        with torch.no_grad():
+            return functional_call(model, state, torch.empty(1, channels, size, size, device="meta"))
+    finally:
         for part, mode in modes.items():
             part.training = mode

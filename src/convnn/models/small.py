@@ -13,15 +13,20 @@ from ..errors import invalid, missing_extra
 class SmallConvNet(nn.Module):
     """A stem convolution and ``depth`` 3x3 convolutions at full resolution, global pooling, one linear layer.
 
-    x ``(B, in_channels, H, W)`` -> logits ``(B, num_classes)``. Only ``body`` is meant to be swapped: the stem sees raw
-    pixels, and one grey value has no direction that a cosine could compare.
+    x ``(B, in_channels, H, W)`` -> logits ``(B, num_classes)``; ``global_pool`` is ``"avg"``, or ``""`` for the map
+    itself (without classes). Only ``body`` is meant to be swapped: the stem sees raw pixels, and one grey value has no
+    direction that a cosine could compare.
 
     >>> import torch
     >>> SmallConvNet(in_channels=1)(torch.zeros(2, 1, 8, 8)).shape
     torch.Size([2, 10])
     """
 
-    def __init__(self, *, in_channels: int = 3, num_classes: int = 10, width: int = 32, depth: int = 2) -> None:
+    global_pool: str = "avg"
+
+    def __init__(
+        self, *, in_channels: int = 3, num_classes: int = 10, width: int = 32, depth: int = 2, global_pool: str = "avg"
+    ) -> None:
         super().__init__()
         for argument, value in (("in_channels", in_channels), ("width", width)):
             if value < 1:
@@ -31,15 +36,19 @@ class SmallConvNet(nn.Module):
         self.body = nn.Sequential(*(_block(width, width) for _ in range(depth)))
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.num_features = self.head_hidden_size = width
-        self.reset_classifier(num_classes)
+        self.reset_classifier(num_classes, global_pool)
 
     def get_classifier(self) -> nn.Module:
         """Return the last layer."""
         return self.head
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replace the last layer by one for ``num_classes`` classes; 0 leaves the pooled features."""
-        self.num_classes = num_classes
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the last layer by one for ``num_classes`` classes; 0 leaves the pooled features, or the map."""
+        pool = self.global_pool if global_pool is None else global_pool
+        checks.name("global_pool", pool, ("avg", ""))
+        if num_classes and not pool:
+            raise invalid("global_pool", "'avg' where there are classes", repr(pool), "use it, or num_classes=0")
+        self.num_classes, self.global_pool = num_classes, pool
         first = next(self.parameters())
         factory: dict[str, Any] = {"device": first.device, "dtype": first.dtype}
         self.head = nn.Linear(self.num_features, num_classes, **factory) if num_classes else nn.Identity()
@@ -51,7 +60,7 @@ class SmallConvNet(nn.Module):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Return the logits of a feature map, or with ``pre_logits`` its mean ``(B, width)``."""
-        pooled: Tensor = self.pool(x).flatten(1)
+        pooled: Tensor = self.pool(x).flatten(1) if self.global_pool else x
         return pooled if pre_logits else self.head(pooled)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,9 +74,16 @@ def _block(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 def small_transformer(
-    *, in_channels: int = 3, num_classes: int = 10, width: int = 48, depth: int = 2, image_size: int = 8, patch: int = 2
+    *,
+    in_channels: int = 3,
+    num_classes: int = 10,
+    width: int = 48,
+    depth: int = 2,
+    image_size: int = 8,
+    patch: int = 2,
+    global_pool: str = "avg",
 ) -> nn.Module:
-    """Build timm's VisionTransformer at a small size: 4 heads, no class token, average pooling.
+    """Build timm's VisionTransformer at a small size: 4 heads, no class token, average pooling (or another of timm's).
 
     x ``(B, in_channels, image_size, image_size)`` -> logits ``(B, num_classes)``. Raises ConvNNError when the patches
     do not tile the image or the heads do not divide the width, MissingExtraError without timm.
@@ -80,6 +96,7 @@ def small_transformer(
         from timm.models import VisionTransformer
     except ImportError as error:
         raise missing_extra("timm", "vision") from error
+    pool: Any = global_pool
     model: nn.Module = VisionTransformer(
         img_size=image_size,
         patch_size=patch,
@@ -90,7 +107,7 @@ def small_transformer(
         num_heads=4,
         mlp_ratio=2.0,
         class_token=False,
-        global_pool="avg",
+        global_pool=pool,
         weight_init="reset",
     )
     # timm's position embedding starts at std 0.02, made for wide models and long schedules; at this size it hides where
