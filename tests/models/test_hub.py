@@ -256,9 +256,7 @@ def test_missing_packages_are_named(saved, monkeypatch) -> None:
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "safetensors.torch", None)
         for call in (lambda: from_pretrained(saved), lambda: save_pretrained(make(), saved)):
-            with pytest.raises(
-                MissingExtraError, match=r'safetensors is not installed.*pip install "convnn\[vision\]"'
-            ):
+            with pytest.raises(MissingExtraError, match=r'safetensors is not installed.*pip install "\.\[vision\]"'):
                 call()
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "huggingface_hub", None)
