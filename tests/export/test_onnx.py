@@ -221,7 +221,7 @@ def test_it_is_quiet_and_says_what_it_does_when_asked(tmp_path, capfd, caplog) -
 
 def test_a_missing_package_is_named_before_anything_happens(tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(MissingExtraError, match=r'onnxruntime is not installed.*pip install "convnn\[export\]"'):
+    with pytest.raises(MissingExtraError, match=r'onnxruntime is not installed.*pip install "\.\[export\]"'):
         export(tiny(), tmp_path / "folder" / "model.onnx", image_size=8)
     assert list(tmp_path.iterdir()) == []
 

@@ -145,7 +145,7 @@ def test_an_image_of_a_named_dataset_is_never_replaced_by_another(monkeypatch):
 def test_a_package_that_a_named_dataset_needs_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     monkeypatch.delitem(sys.modules, "timm.data.readers.reader_hfds", raising=False)
-    with pytest.raises(MissingExtraError, match=r'^datasets is not installed.*pip install "convnn\[train\]"'):
+    with pytest.raises(MissingExtraError, match=r'^datasets is not installed.*pip install "\.\[train\]"'):
         ImageData(TrainSettings(data="hfds/x"), takes=TAKES)
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     with pytest.raises(
