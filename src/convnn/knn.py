@@ -86,7 +86,9 @@ def knn_search(
                       deterministic=deterministic, scale=scale)  # fmt: skip
     if problem.every and key_padding_mask is not None:
         raise invalid("k", "a number where keys are masked", None, "give the number of neighbours to return")
-    return choose.run_search(impl, problem)
+    found = choose.run_search(impl, problem)
+    # Inside the operator, one copy of the spatial neighbours serves all samples.
+    return found._replace(index=found.index.contiguous())
 
 
 @one_node
@@ -193,6 +195,28 @@ def gather_found(value: Tensor, found: Neighbors, weight: Tensor | None, *, grou
     For layers, whose own search found them: nothing is checked again.
     """
     return choose.run_gather(impl, Gather(value, weight, None, "identity", 1.0, groups, 0.0), found)
+
+
+def attend_heads(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    weight: Tensor | None,
+    k: int | None,
+    weighting: Weighting,
+    temperature: float,
+    groups: int,
+    dropout_p: float,
+    impl: str,
+    **search: Any,
+) -> Tensor:
+    """Run ``knn_aggregate`` for layers that compute on: the result may be what the backward pass reads, no copy of it.
+
+    So it must not be modified in place.
+    """
+    gather = Gather(value, weight, None, weighting, temperature, groups, dropout_p)
+    return choose.run_aggregate(impl, *_aggregate(query, key, k, gather, impl, search), own=False)
 
 
 def convolve_map(x: Tensor, weight: Tensor | None, bias: Tensor | None, **geometry: Any) -> Tensor:

@@ -64,15 +64,15 @@ def run_gather(impl: str, problem: Gather, neighbors: Neighbors) -> Tensor:
     return out
 
 
-def run_aggregate(impl: str, search: Search, gather: Gather) -> Tensor:
-    """Run ``knn_aggregate`` by the implementation chosen."""
+def run_aggregate(impl: str, search: Search, gather: Gather, *, own: bool = True) -> Tensor:
+    """Run ``knn_aggregate`` by the implementation chosen; ``own``: the result may be modified in place."""
     from . import limits, sampled, tiled
 
     choice = _logged(choose_impl(impl, search, gather))
     if choice.impl == "conv":
         return limits.convolve(search, gather)
     if choice.impl == "sdpa":
-        return limits.attend(search, gather)
+        return limits.attend(search, gather, own=own)
     if choice.impl == "sampled":
         if sampled.takes_places(search, gather):
             return sampled.mix(search, gather, tiled.places(search), None)

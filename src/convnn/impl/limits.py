@@ -80,8 +80,8 @@ def cannot_attend(problem: Search, aggregation: Gather) -> str | None:
     return None
 
 
-def attend(problem: Search, aggregation: Gather) -> Tensor:
-    """Run the native scaled dot-product attention."""
+def attend(problem: Search, aggregation: Gather, *, own: bool) -> Tensor:
+    """Run the native scaled dot-product attention; ``own``: return no tensor that its backward pass reads."""
     mask = problem.key_padding_mask
     # With an axis of one head: torch's fused kernels take four axes only.
     query, key, value = (x.unsqueeze(1) for x in (problem.query, problem.key, aggregation.value))
@@ -93,4 +93,6 @@ def attend(problem: Search, aggregation: Gather) -> Tensor:
         dropout_p=aggregation.dropout_p,
         scale=problem.scale / aggregation.temperature,
     ).squeeze(1)
-    return out if aggregation.bias is None else out + aggregation.bias.to(out.dtype)
+    if aggregation.bias is not None:
+        return out + aggregation.bias.to(out.dtype)
+    return out.clone() if own and out.requires_grad else out

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..errors import invalid, shown
-from ..knn import gather_found, knn_aggregate, knn_search
+from ..knn import attend_heads, gather_found, knn_search
 from ..types import Candidates, Neighbors, Similarity, Weighting
 from .options import NeighborLayer, check_dtype, init_like_conv, keywords_of
 
@@ -86,7 +86,7 @@ class HeadsAttention(NeighborLayer):
         if neighbors is None:
             options |= {**self._search_options(), **self._weighting_options(), "k": self.k, "impl": self.impl}
             mask = self._per_head(mask, key)
-            out = knn_aggregate(
+            out = attend_heads(
                 query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), key_padding_mask=mask, **options
             )
         elif weighted:

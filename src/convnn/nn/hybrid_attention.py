@@ -145,7 +145,7 @@ class HybridAttention(Leaf):
         self._check_input(x)
         if key_padding_mask is not None:
             checks.key_padding_mask(key_padding_mask, x)
-        near, rest = x.split([self.share, self.dim - self.share], dim=2)
+        near, rest = x[..., : self.share], x[..., self.share :]
         outputs = []
         if self.convnn is not None:
             outputs.append(self.convnn(near, key_padding_mask=key_padding_mask, neighbors=neighbors))

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..precision import wide_dtype
+from .owned import owned
 from .vmap import register_loop
 
 # Rows gathered at a time: small enough to stay in the cache, and never above the size that the allocator maps anew.
@@ -79,7 +80,7 @@ def add_bags(total: Tensor, table: Tensor, rows: Tensor, k: int) -> None:
 @torch.library.custom_op("convnn::bag_sum", mutates_args=())
 def bag_sum(table: Tensor, index: Tensor, weight: Tensor | None) -> Tensor:
     """Sum k rows per query: ``(B, M, C)``, ``(B, N, k)``, weights ``(B, N, k)`` or ones, to ``(B, N, C)``."""
-    return sum_bags(table, index, weight)
+    return owned(sum_bags(table, index, weight))
 
 
 def sum_bags(table: Tensor, index: Tensor, weight: Tensor | None) -> Tensor:
@@ -103,7 +104,7 @@ def bag_scatter(source: Tensor, index: Tensor, weight: Tensor | None, rows: int)
     batch, _, channels = source.shape
     if index.numel() == 0:
         return source.new_zeros(batch, rows, channels)
-    return scatter_rows(source, invert(index, rows), weight, rows)
+    return owned(scatter_rows(source, invert(index, rows), weight, rows))
 
 
 class Inverse(NamedTuple):

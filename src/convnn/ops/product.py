@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv1d_weight, conv2d_weight
 
+from .owned import owned
 from .vmap import register_loop
 
 # From this many multiply-adds on, oneDNN's set-up costs less than it saves.
@@ -122,7 +123,7 @@ def map_column_product(x: Tensor, y: Tensor) -> Tensor:
 
 @torch.library.custom_op("convnn::linear", mutates_args=())
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return product(x, weight, bias)
+    return owned(product(x, weight, bias))
 
 
 @_linear.register_fake
@@ -140,7 +141,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 @torch.library.custom_op("convnn::columns", mutates_args=())
 def _columns(x: Tensor, y: Tensor) -> Tensor:
-    return column_product(x, y).contiguous()
+    return owned(column_product(x, y).contiguous())
 
 
 @_columns.register_fake

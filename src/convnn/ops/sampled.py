@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .bags import add_bags, bag_sum, flat_slot_rows, invert_flat, scatter_rows, slot_rows
+from .owned import owned
 from .product import column_product, linear, map_column_product, map_product, product
 from .slots import project
 from .vmap import register_loop
@@ -107,7 +108,7 @@ def sampled_mix(
         rows = flat_slot_rows(places, keys.shape[0])
         for total, theirs in zip(mixed, rows.chunk(mixed.shape[0]), strict=True):
             add_bags(total.t() if by_channels else total, table, theirs, places.shape[2])
-    return mixed.transpose(1, 2) if by_channels else mixed.view(batch, queries, out)
+    return owned(mixed.transpose(1, 2) if by_channels else mixed.view(batch, queries, out))
 
 
 @torch.library.custom_op("convnn::sampled_mix_backward", mutates_args=())
@@ -144,7 +145,7 @@ def sampled_mix_backward(
         if of_value:
             in_picked = product(sums, slots[1:].flatten(0, 1).t()).view(batch, count, channels)
             in_value.index_add_(1, keys.clamp(min=0), in_picked.masked_fill_(_outside(keys), 0))
-    return in_value, in_slots
+    return owned(in_value), in_slots
 
 
 def _to_map(own: Tensor, value: Tensor, lattice: Sequence[int], by_channels: bool) -> Tensor:
@@ -162,9 +163,8 @@ def _to_map(own: Tensor, value: Tensor, lattice: Sequence[int], by_channels: boo
 def _empty(value: Tensor, shape: Sequence[int], by_channels: bool) -> Tensor:
     """Make tokens ``(B, *shape)`` like the values, in either layout."""
     rows, channels = shape
-    if by_channels:
-        return value.new_empty(value.shape[0], channels, rows).transpose(1, 2)
-    return value.new_empty(value.shape[0], rows, channels)
+    strides = (channels * rows, 1, rows) if by_channels else (channels * rows, channels, 1)
+    return value.new_empty_strided((value.shape[0], rows, channels), strides)
 
 
 @sampled_mix.register_fake
