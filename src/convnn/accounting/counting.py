@@ -14,7 +14,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import invalid, unknown_name
-from ..ops.flops import formulas
 from .algorithm import layer_cost
 from .modes import evaluating, plain_attention
 from .tracking import Call, Place, Plan, Tracker, plan_of
@@ -133,8 +132,8 @@ Add = Callable[[str, int, Kind], None]
 
 
 def _counter(add: Add) -> FlopCounterMode:
-    """Return torch's counter, with the formulas of the custom operators, reporting each count to ``add``."""
-    known = FlopCounterMode(display=False, custom_mapping=formulas()).flop_registry
+    """Return torch's counter, which knows the custom operators as well, reporting each count to ``add``."""
+    known = FlopCounterMode(display=False).flop_registry
     mapping = {operator: _reporting(operator, formula, add) for operator, formula in known.items()}
     for name in ("mul", "add"):
         mapping[getattr(torch.ops.aten, name)] = _reporting_elements(name, add)

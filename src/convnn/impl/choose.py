@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import invalid
+from ..ops import flops  # noqa: F401  # a counter of FLOPs must know the operators before they run
 from ..types import Choice, Gather, Neighbors, Search
 
 _log = logging.getLogger("convnn")

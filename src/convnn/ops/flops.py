@@ -1,15 +1,18 @@
-"""What the custom operators cost, for torch's FlopCounterMode: 2 x multiply-adds of the products they perform.
+"""What the custom operators cost: 2 x multiply-adds of the products they perform, as torch's FlopCounterMode counts.
 
+Importing this module registers them with PyTorch; a counter knows the formulas that were registered before it was made.
 Sums of rows without weights have no products and count 0, as additions do everywhere in that counter.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import flop_registry, register_flop_formula
+
+from . import euclidean, sampled  # noqa: F401  # with what they import, they define all operators
 
 Shape = tuple[int, ...]
 
@@ -67,22 +70,22 @@ def _slot_mix_backward(
     return total if rho is None else total + _projection(value, weight) + _pairs(grad, value, index)
 
 
-def formulas() -> dict[Any, Callable[..., int]]:
-    """Return the formula of every operator, as ``FlopCounterMode(custom_mapping=...)`` takes them."""
-    from . import bags, euclidean, nearest, product, sampled, slots  # noqa: F401  # defines the operators
+_FORMULAS: dict[str, Any] = {
+    "nearest": _nearest,
+    "nearest_euclidean": _nearest_euclidean,
+    "bag_sum": _weighted_rows,
+    "bag_scatter": _weighted_rows,
+    "columns": _columns,
+    "linear": _linear,
+    "pair_product": _pairs,
+    "pair_distance": _pairs,
+    "sampled_mix": _sampled_mix,
+    "sampled_mix_backward": _sampled_mix_backward,
+    "slot_mix": _slot_mix,
+    "slot_mix_backward": _slot_mix_backward,
+}
 
-    ops = torch.ops.convnn
-    return {
-        ops.nearest: _nearest,
-        ops.nearest_euclidean: _nearest_euclidean,
-        ops.bag_sum: _weighted_rows,
-        ops.bag_scatter: _weighted_rows,
-        ops.columns: _columns,
-        ops.linear: _linear,
-        ops.pair_product: _pairs,
-        ops.pair_distance: _pairs,
-        ops.sampled_mix: _sampled_mix,
-        ops.sampled_mix_backward: _sampled_mix_backward,
-        ops.slot_mix: _slot_mix,
-        ops.slot_mix_backward: _slot_mix_backward,
-    }
+for _name, _formula in _FORMULAS.items():
+    _op = getattr(torch.ops.convnn, _name)
+    if _op not in flop_registry:  # torch takes one formula an operator, and refuses it at a second import
+        register_flop_formula(_op)(_formula)
