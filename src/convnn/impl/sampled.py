@@ -60,7 +60,7 @@ def mix(problem: Search, aggregation: Gather, places: Tensor, neighbors: Neighbo
     if weight is None:
         raise ValueError(cannot_sample(problem, aggregation))
     dtype = autocast_dtype(aggregation.value)
-    value, weight = aggregation.value.to(dtype), weight.to(dtype)
+    value, weight = aggregation.value.to(dtype), geometry.gradient_alike(weight).to(dtype)
     rho = None if neighbors is None else plan.rho_of(aggregation, neighbors.similarity, short_softmax)
     rho = None if rho is None else rho.to(dtype)
     first, others = weight.split([1, problem.k - 1], dim=2)
@@ -90,7 +90,7 @@ def mix_map(problem: Search, aggregation: Gather, places: Tensor, padding: tuple
     dtype = autocast_dtype(aggregation.value)
     grid = [size - 2 * amount for size, amount in zip(problem.grid, padding, strict=True)]
     origin = [start - amount for start, amount in zip(lattice.origin, padding, strict=True)]
-    slots = weight.to(dtype).permute(2, 0, 1).contiguous()
+    slots = geometry.gradient_alike(weight).to(dtype).permute(2, 0, 1).contiguous()
     mixed: Tensor = sampled_mix(
         aggregation.value.to(dtype), slots, None if bias is None else bias.to(dtype), _keys_of_map(problem, padding),
         places, [*grid, *lattice.shape, *origin, *lattice.stride], lie_by_channels(aggregation.value),

@@ -178,7 +178,7 @@ class _ConvNN(NeighborLayer):
         x = input.unsqueeze(0) if unbatched else input
         native = self.native if neighbors is None and self.impl in ("auto", "conv") else None
         if native is None:
-            y = self._aggregate(x, neighbors)
+            y = self._aggregate(geometry.gradient_alike(x), neighbors)
         else:
             geometry.padded_lattice(x.shape[2:], self.padding, self.query_margin, stride=self.stride)
             y = convolve_map(x, self.weight, self.bias, **native)

@@ -200,6 +200,7 @@ class _HybridConvNN(Leaf):
         x = input
         self._check_input(x)
         channel = x.dim() - self.dims - 1
+        x = x if self.groups == 1 else geometry.gradient_alike(x)  # the gradient of a part would be contiguous
         branches = []
         if self.convnn is not None:
             near = x if self.groups == 1 else x.narrow(channel, 0, self.convnn_channels)

@@ -143,6 +143,19 @@ def memory_format_of(x: Tensor) -> torch.memory_format:
     return channels_last
 
 
+def gradient_alike(x: Tensor) -> Tensor:
+    """Return a view of x whose gradient comes back in x's own layout, as a convolution's: channels-last or contiguous.
+
+    The compiler lays gradients out by itself.
+    """
+    if torch.compiler.is_compiling():
+        return x
+    view = x.view_as(x)
+    if view.requires_grad:
+        view.register_hook(Tensor.contiguous if memory_format_of(x) is torch.contiguous_format else token_major)
+    return view
+
+
 def pixel_unshuffle(x: Tensor, factor: int) -> Tensor:
     """Fold patches into channels: ``(B, C, *grid)`` to ``(B, C * factor^dims, *(grid / factor))``, as in two axes.
 
