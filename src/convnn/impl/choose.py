@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..errors import invalid
 from ..ops import flops  # noqa: F401  # a counter of FLOPs must know the operators before they run
@@ -55,13 +56,17 @@ def _cannot(name: str, search: Search | None, gather: Gather | None) -> str | No
 
 def run_search(impl: str, problem: Search) -> Neighbors:
     """Run ``knn_search`` by the implementation chosen."""
-    found: Neighbors = _general(_logged(choose_impl(impl, problem, None))).search(problem)
+    choice = _logged(choose_impl(impl, problem, None))
+    _refuse_tangents(choice, problem.query, problem.key)
+    found: Neighbors = _general(choice).search(problem)
     return found
 
 
 def run_gather(impl: str, problem: Gather, neighbors: Neighbors) -> Tensor:
     """Run ``knn_gather`` by the implementation chosen."""
-    out: Tensor = _general(_logged(choose_impl(impl, None, problem))).gather(problem, neighbors)
+    choice = _logged(choose_impl(impl, None, problem))
+    _refuse_tangents(choice, problem.value, problem.weight, neighbors.similarity)
+    out: Tensor = _general(choice).gather(problem, neighbors)
     return out
 
 
@@ -70,6 +75,7 @@ def run_aggregate(impl: str, search: Search, gather: Gather, *, own: bool = True
     from . import limits, sampled, tiled
 
     choice = _logged(choose_impl(impl, search, gather))
+    _refuse_tangents(choice, search.query, search.key, gather.value, gather.weight)
     if choice.impl == "conv":
         return limits.convolve(search, gather)
     if choice.impl == "sdpa":
@@ -97,7 +103,7 @@ def run_sampled_map(search: Search, gather: Gather, padding: tuple[int, ...]) ->
     """Run few candidates on the tokens of a map, for a layer that was recognised as such when it was made."""
     from . import sampled, tiled
 
-    _logged(Choice("sampled", _SPECIAL["sampled"]))
+    _refuse_tangents(_logged(Choice("sampled", _SPECIAL["sampled"])), gather.value, gather.weight, gather.bias)
     places = tiled.places_among(search, sampled.candidates_of_map(search, gather.value, padding))
     return sampled.mix_map(search, gather, places, padding)
 
@@ -106,6 +112,15 @@ def _general(choice: Choice) -> ModuleType:
     from . import dense, reference, tiled
 
     return {"reference": reference, "dense": dense, "tiled": tiled}[choice.impl]
+
+
+def _refuse_tangents(choice: Choice, *tensors: Tensor | None) -> None:
+    """Refuse forward-mode differentiation of custom operators, which would forget the tangents without a word."""
+    if choice.impl not in ("tiled", "sampled") or torch.compiler.is_compiling():
+        return
+    if any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+        fix = "use impl='dense', or differentiate backward (torch.func.jacrev, torch.autograd.grad)"
+        raise invalid("impl", "'dense' for forward-mode differentiation", repr(choice.impl), fix)
 
 
 def _logged(choice: Choice) -> Choice:

@@ -191,7 +191,7 @@ class _ConvNN(NeighborLayer):
             out = self.pointwise(out)
         memory_format = geometry.memory_format_of(x)
         y = geometry.pixel_shuffle(geometry.to_map(out, lattice.shape, memory_format), self.shuffle)
-        return y.contiguous(memory_format=memory_format)
+        return geometry.lay_out(y, memory_format)
 
     def _aggregate_padded(self, x: Tensor, neighbors: Neighbors | None) -> tuple[Tensor, Lattice]:
         """Aggregate tokens of the padded map: ``(B, N, C_out)``, and where the queries stand on it."""

@@ -210,7 +210,7 @@ class _HybridConvNN(Leaf):
             branches.append(self.conv(x if self.groups == 1 else x.narrow(channel, self.convnn_channels, rest)))
         mixed: Tensor = self.mix(torch.cat(branches, dim=channel) if len(branches) > 1 else branches[0])
         # torch's own convolutions lose channels-last in some cases.
-        return mixed.contiguous(memory_format=geometry.memory_format_of(x)) if channel else mixed
+        return geometry.lay_out(mixed, geometry.memory_format_of(x)) if channel else mixed
 
     def neighbors(self, x: Tensor) -> Neighbors:
         """Find the neighbours that the ConvNN branch would aggregate; see ``ConvNN*d.neighbors``."""

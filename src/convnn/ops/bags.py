@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..precision import wide_dtype
 from .owned import owned
-from .vmap import register_loop
+from .transforms import register_gradient
 
 # Rows gathered at a time: small enough to stay in the cache, and never above the size that the allocator maps anew.
 _TILE_BYTES = 1 << 20
@@ -262,10 +262,7 @@ def _pair_distance_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]
     return in_query, in_table, None
 
 
-bag_sum.register_autograd(_bag_sum_backward, setup_context=_save_bag_sum)
-bag_scatter.register_autograd(_bag_scatter_backward, setup_context=_save_bag_scatter)
-pair_product.register_autograd(_pair_product_backward, setup_context=_save_pairs)
-pair_distance.register_autograd(_pair_distance_backward, setup_context=_save_pairs)
-
-for _op in (bag_sum, bag_scatter, pair_product, pair_distance):
-    register_loop(_op)
+register_gradient(bag_sum, _bag_sum_backward, _save_bag_sum)
+register_gradient(bag_scatter, _bag_scatter_backward, _save_bag_scatter)
+register_gradient(pair_product, _pair_product_backward, _save_pairs)
+register_gradient(pair_distance, _pair_distance_backward, _save_pairs)

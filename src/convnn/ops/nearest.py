@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .product import one_by_one, product
 from .top import network_width, top
-from .vmap import register_loop
+from .transforms import loop
 
 # Scores held at a time: on a CPU, what two cores' caches hold; elsewhere enough to fill the device.
 _TILE_ELEMENTS = 1 << 21
@@ -93,7 +93,7 @@ def _(
     return torch.empty(query.shape[0], query.shape[1], k, dtype=torch.int64, device=query.device)
 
 
-register_loop(nearest)
+nearest.register_vmap(loop(nearest))
 
 
 def _products(x: Tensor, y: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.grad import conv1d_weight, conv2d_weight
 
 from .owned import owned
-from .vmap import register_loop
+from .transforms import register_gradient
 
 # From this many multiply-adds on, oneDNN's set-up costs less than it saves.
 _WORTH_ONEDNN = 1 << 18
@@ -181,8 +181,5 @@ def _columns_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return linear(y, grad) if of_x else None, linear(x, grad.t()) if of_y else None
 
 
-_linear.register_autograd(_linear_backward, setup_context=_save_linear)
-_columns.register_autograd(_columns_backward, setup_context=_save_columns)
-
-for _op in (_linear, _columns):
-    register_loop(_op)
+register_gradient(_linear, _linear_backward, _save_linear)
+register_gradient(_columns, _columns_backward, _save_columns)

@@ -10,6 +10,7 @@ after the other, or channel by channel as in an NCHW map (``by_channels``); they
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from .bags import add_bags, bag_sum, flat_slot_rows, invert_flat, scatter_rows, 
 from .owned import owned
 from .product import column_product, linear, map_column_product, map_product, product
 from .slots import project
-from .vmap import register_loop
+from .transforms import register_gradient
 
 
 def queries_of(value: Tensor, lattice: Sequence[int]) -> Tensor:
@@ -216,12 +217,14 @@ def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _double_backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
     """Differentiate the backward pass as that of the same sum written as differentiable operators."""
     grad, value, slots, keys, places = ctx.saved_tensors
-    with torch.enable_grad():
-        given = [x if x.requires_grad else x.detach().requires_grad_() for x in (grad, value, slots)]
-        mixed = in_steps(given[1], given[2], keys, places, ctx.lattice)
-        outputs = torch.autograd.grad(mixed, given[1:], given[0], create_graph=True)
-        wanted = slice(0 if ctx.of_value else 1, 2)
-        found = torch.autograd.grad(outputs[wanted], given, cotangents[wanted], create_graph=True, allow_unused=True)
+    wanted = slice(0 if ctx.of_value else 1, 2)
+
+    def backward(grad: Tensor, value: Tensor, slots: Tensor) -> tuple[Tensor, ...]:
+        mix = partial(in_steps, keys=keys, places=places, lattice=ctx.lattice)
+        gradients: tuple[Tensor, ...] = torch.func.vjp(mix, value, slots)[1](grad)
+        return gradients[wanted]
+
+    found = torch.func.vjp(backward, grad, value, slots)[1](cotangents[wanted])
     return *found, None, None, None, None, None
 
 
@@ -233,8 +236,5 @@ def in_steps(value: Tensor, slots: Tensor, keys: Tensor, places: Tensor, lattice
     return own + others
 
 
-sampled_mix.register_autograd(_backward, setup_context=_save)
-sampled_mix_backward.register_autograd(_double_backward, setup_context=_save_backward)
-
-for _op in (sampled_mix, sampled_mix_backward):
-    register_loop(_op)
+register_gradient(sampled_mix, _backward, _save)
+register_gradient(sampled_mix_backward, _double_backward, _save_backward)

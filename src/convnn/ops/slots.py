@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from .bags import bag_scatter, invert, pair_product, samples, scatter_rows, slot_rows, sum_bags
 from .product import columns, linear, product
-from .vmap import register_loop
+from .transforms import register_gradient
 
 # Projected values held at a time: what stays in the cache, and is not asked of the system anew at every call.
 _CHUNK_BYTES = 1 << 22
@@ -150,17 +151,14 @@ def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _double_backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
     """Differentiate the backward pass, written as differentiable operators on the whole batch."""
     grad, value, weight, index, rho = ctx.saved_tensors
-    inputs = [x for x in (grad, value, weight, rho) if x is not None]
-    with torch.enable_grad():
-        given = [x if x.requires_grad else x.detach().requires_grad_() for x in inputs]
-        of_grad, of_value, of_weight = given[:3]
-        outputs = _backward_of(of_grad, of_value, of_weight, index, given[3] if len(given) > 3 else None, ctx.groups)
-        found = torch.autograd.grad(outputs, given, cotangents[: len(outputs)], create_graph=True, allow_unused=True)
-    return found[0], found[1], found[2], None, found[3] if len(given) > 3 else None, None
+    inputs = [grad, value, weight] if rho is None else [grad, value, weight, rho]
+    pull = torch.func.vjp(partial(_backward_of, index=index, groups=ctx.groups), *inputs)[1]
+    found = pull(cotangents[: len(inputs) - 1])
+    return found[0], found[1], found[2], None, None if rho is None else found[3], None
 
 
 def _backward_of(
-    grad: Tensor, value: Tensor, weight: Tensor, index: Tensor, rho: Tensor | None, groups: int
+    grad: Tensor, value: Tensor, weight: Tensor, rho: Tensor | None = None, *, index: Tensor, groups: int
 ) -> tuple[Tensor, ...]:
     rows, places = value.shape[1], slot_rows(index, value.shape[1])
     sums = bag_scatter(grad, places, rho, rows * weight.shape[2])
@@ -170,8 +168,5 @@ def _backward_of(
     return (*gradients, pair_product(grad, project(value, weight, groups), places))
 
 
-slot_mix.register_autograd(_backward, setup_context=_save)
-slot_mix_backward.register_autograd(_double_backward, setup_context=_save_backward)
-
-for _op in (slot_mix, slot_mix_backward):
-    register_loop(_op)
+register_gradient(slot_mix, _backward, _save)
+register_gradient(slot_mix_backward, _double_backward, _save_backward)

@@ -89,7 +89,7 @@ def to_tokens(x: Tensor) -> Tensor:
 def to_map(tokens: Tensor, grid: tuple[int, ...], memory_format: torch.memory_format) -> Tensor:
     """Turn tokens ``(B, N, C)`` into a map ``(B, C, *grid)`` in the given memory format."""
     batch, _, channels = tokens.shape
-    return tokens.transpose(1, 2).reshape(batch, channels, *grid).contiguous(memory_format=memory_format)
+    return lay_out(tokens.transpose(1, 2).reshape(batch, channels, *grid), memory_format)
 
 
 def whole_window(candidates: object, k: int, dims: int) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
@@ -138,9 +138,15 @@ def at_lattice(x: Tensor, lattice: Lattice) -> Tensor:
 def memory_format_of(x: Tensor) -> torch.memory_format:
     """Return the format in which a layer should answer to the map ``x``: channels-last only if ``x`` is just that."""
     channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
-    if channels_last is None or x.is_contiguous() or not x.is_contiguous(memory_format=channels_last):
+    # Not is_contiguous(memory_format=...), which vmap does not know.
+    if channels_last is None or x.is_contiguous() or not x.movedim(1, -1).is_contiguous():
         return torch.contiguous_format
     return channels_last
+
+
+def lay_out(x: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """Return the map in a memory format of ``memory_format_of``; no copy where it has that one."""
+    return x.contiguous() if memory_format is torch.contiguous_format else token_major(x)
 
 
 def gradient_alike(x: Tensor) -> Tensor:
