@@ -22,7 +22,7 @@ from torch import Tensor
 from ..precision import wide_dtype
 from .bags import pair_distance
 from .nearest import exclude, nearest_scores
-from .vmap import register_loop
+from .transforms import loop
 
 # Keys of which the centre is the median: a few suffice, and a far one does not move it.
 _CENTRE_KEYS = 16
@@ -97,7 +97,7 @@ def _(
     return torch.empty(query.shape[0], query.shape[1], k, dtype=torch.int64, device=query.device)
 
 
-register_loop(nearest_euclidean)
+nearest_euclidean.register_vmap(loop(nearest_euclidean))
 
 
 def _search_wide(points: _Points, centre: Tensor, k: int, stable: bool) -> Tensor:
