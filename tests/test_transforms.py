@@ -40,9 +40,9 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "convolution": (lambda: ConvNN2d.from_conv(nn.Conv2d(4, 4, 3, padding=1, stride=2)), MAP),
     "one axis": (lambda: ConvNN1d(4, 4, 3, candidates=Random(4)), (3, 4, 7)),
     "hybrid": (lambda: HybridConvNN2d(4, 4, 3, 3), MAP),
-    "attention": (lambda: ConvNNAttention(8, 2, None, aggregation="sum"), TOKENS),
-    "k-NN attention": (lambda: ConvNNAttention(8, 2, 3), TOKENS),
-    "hybrid attention": (lambda: HybridAttention(8, 2, 3), TOKENS),
+    "attention": (lambda: ConvNNAttention(8, 2, k=None, aggregation="sum"), TOKENS),
+    "k-NN attention": (lambda: ConvNNAttention(8, 2, k=3), TOKENS),
+    "hybrid attention": (lambda: HybridAttention(8, 2, k=3), TOKENS),
 }
 
 

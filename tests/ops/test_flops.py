@@ -64,19 +64,20 @@ def test_what_is_a_torch_layer_counts_as_that_layer():
     conv, x = nn.Conv2d(C_IN, C_OUT, 3, padding=1, stride=2), torch.randn(B, C_IN, *GRID, requires_grad=True)
     spatial = ConvNN2d.from_conv(conv)
     assert counted(lambda: spatial(x).sum().backward()) == counted(lambda: conv(x).sum().backward())
-    hybrid = HybridConvNN2d(C_IN, C_OUT, 3, K)
+    hybrid = HybridConvNN2d(C_IN, C_OUT, 3, k=K)
     parts = [lambda: hybrid.convnn(x), lambda: hybrid.conv(x), lambda: hybrid.mix(torch.randn(B, C_OUT, *GRID))]
     assert counted(lambda: hybrid(x)) == sum(counted(part) for part in parts)
-    attention, tokens = ConvNNAttention(8, 2, None, aggregation="sum"), torch.randn(B, N, 8)
+    attention, tokens = ConvNNAttention(8, 2, k=None, aggregation="sum"), torch.randn(B, N, 8)
     assert counted(lambda: attention(tokens)) == 2 * B * N * 8 * (3 * 8 + 8) + 2 * 2 * B * N * N * 8
 
 
-def test_a_counter_made_before_the_first_call_counts_it():
+def test_a_counter_made_before_convnn_is_first_used_counts_it():
     code = (
-        "import torch, convnn\n"
+        "import convnn, torch\n"
         "from torch.utils.flop_counter import FlopCounterMode\n"
-        "x = torch.randn(1, 7, 3)\n"
-        "with FlopCounterMode(display=False) as counter:\n"
+        "counter, x = FlopCounterMode(display=False), torch.randn(1, 7, 3)\n"
+        "convnn.knn_search(x, x, 2, similarity='dot')\n"
+        "with counter:\n"
         "    convnn.knn_search(x, x, 2, similarity='dot')\n"
         "print(counter.get_total_flops())\n"
     )

@@ -1,6 +1,6 @@
 """What the custom operators cost: 2 x multiply-adds of the products they perform, as torch's FlopCounterMode counts.
 
-Importing this module registers them with PyTorch; a counter knows the formulas that were registered before it was made.
+Importing this module registers them with PyTorch, for counters that exist already too.
 Sums of rows without weights have no products and count 0, as additions do everywhere in that counter.
 """
 
@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import flop_registry, register_flop_formula
+from torch.utils.flop_counter import _FlopCounterMode, flop_registry, register_flop_formula
 
 from . import euclidean, sampled  # noqa: F401  # with what they import, they define all operators
 
@@ -85,7 +85,16 @@ _FORMULAS: dict[str, Any] = {
     "slot_mix_backward": _slot_mix_backward,
 }
 
+
+def _count(mode: Any, operator: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
+    """Let a counter that was made before the formulas were registered know this operator's, and run it."""
+    packet = operator.overloadpacket
+    mode.counter.flop_registry.setdefault(packet, flop_registry[packet])
+    return mode.__torch_dispatch__(operator, types, args, kwargs)
+
+
 for _name, _formula in _FORMULAS.items():
     _op = getattr(torch.ops.convnn, _name)
     if _op not in flop_registry:  # torch takes one formula an operator, and refuses it at a second import
         register_flop_formula(_op)(_formula)
+        torch.library.register_torch_dispatch(f"convnn::{_name}", _FlopCounterMode, _count)
