@@ -38,6 +38,7 @@ LEVELS = {
     "accounting": 5,
     "models": 5,
     "train": 5,
+    "demo": 5,
     "explain": 5,
     "bench": 5,
     "export": 5,

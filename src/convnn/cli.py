@@ -37,7 +37,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "demo": Command(
         "train.settings:DemoSettings",
-        "train.demo:run_demo",
+        "demo.run:run_demo",
         "walk from convolution to attention on handwritten digits; writes a report (minutes)",
     ),
     "train": Command(

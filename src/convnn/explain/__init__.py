@@ -1,6 +1,4 @@
-"""Pictures of what a layer gathers, and the page that the demo writes. Plots need matplotlib, imported when one is
-drawn.
-"""
+"""What a layer gathers, position by position, and its pictures. Plots need matplotlib, imported when one is drawn."""
 
 from .neighbours import NeighbourMap, capture_inputs, neighbour_map, neighbour_maps
 

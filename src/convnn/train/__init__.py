@@ -1,8 +1,8 @@
-"""Training: the demo on handwritten digits (``demo``), and any model on any images (``run``).
+"""Training of any model, with any layer, on any images (``run``).
 
 Importing this package is cheap: Lightning, timm and torchmetrics are imported by the modules that use them.
 """
 
-from .settings import DemoSettings, TrainSettings
+from .settings import TrainSettings
 
-__all__ = ["DemoSettings", "TrainSettings"]
+__all__ = ["TrainSettings"]

@@ -3,7 +3,7 @@ import os
 import pytest
 import torch
 
-from convnn.train.workers import available_cores, one_thread, run_tasks
+from convnn.demo.workers import available_cores, one_thread, run_tasks
 
 
 def square(task, report):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import missing_extra
-from ..explain.report_parts import FAMILIES, percent
+from .report_parts import FAMILIES, percent
 
 try:
     from rich.console import Console

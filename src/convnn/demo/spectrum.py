@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .._convert import convert
 from ..models import LAYERS, SmallConvNet, small_transformer, swap_layers
-from .module import seed_epoch
+from ..train.module import seed_epoch
 
 Family = Literal["cnn", "transformer"]
 

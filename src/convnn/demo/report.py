@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..explain.plots import spectrum_picture
 from . import report_parts as parts
 from .gallery import Panel, choose_digits, choose_query, gathered, tiles_html
-from .plots import spectrum_picture
 
 PICTURE = ("conv", "blend", "convnn", "knn")
 """The stops of the one picture of the README, from near to alike."""

@@ -9,12 +9,13 @@ from PIL import Image
 from rich.console import Console
 
 from convnn.accounting import count_flops, count_parameters
-from convnn.train import DemoSettings, demo
-from convnn.train.demo import run_demo
-from convnn.train.demo_runs import Task, load_weights, train_stop
-from convnn.train.digits import load_digits_splits
-from convnn.train.spectrum import STOPS, Plan, base_network, build, identities
-from convnn.train.workers import one_thread
+from convnn.demo import run as demo
+from convnn.demo.digits import load_digits_splits
+from convnn.demo.run import run_demo
+from convnn.demo.spectrum import STOPS, Plan, base_network, build, identities
+from convnn.demo.training import Task, load_weights, train_stop
+from convnn.demo.workers import one_thread
+from convnn.train.settings import DemoSettings
 
 TINY = Plan({"cnn": 2, "transformer": 2}, {"cnn": 4e-3, "transformer": 3e-3}, images=64)
 VOID = {"meta", "link", "br", "img", "line", "circle", "polyline"}

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .neighbours import NeighbourMap, Place, neighbour_maps
-from .plots import tile
+from ..explain.neighbours import NeighbourMap, Place, neighbour_maps
+from ..explain.plots import tile
 
 DIGITS = (3, 8, 0)
 

@@ -13,12 +13,12 @@ from torch import nn
 
 from ..accounting import count_flops, count_parameters
 from ..errors import missing_extra
-from .demo_runs import Task, load_weights, train_stop
+from ..train.provenance import provenance
+from ..train.record import make_folder, write_json
+from ..train.settings import DemoSettings
 from .digits import load_digits_splits
-from .provenance import provenance
-from .record import make_folder, write_json
-from .settings import DemoSettings
 from .spectrum import FULL, QUICK, STOPS, Plan, Stop, build, identities
+from .training import Task, load_weights, train_stop
 from .workers import available_cores, run_tasks
 
 try:
@@ -38,8 +38,8 @@ def run_demo(settings: DemoSettings, *, console: Console | None = None) -> dict[
     Without ``quick`` the runs are shared among processes, one a core. Raises ConvNNError for wrong settings,
     MissingExtraError for an optional package that is not there.
     """
-    from ..explain.report import write_report
-    from .demo_terminal import demo_progress, print_summary
+    from .report import write_report
+    from .terminal import demo_progress, print_summary
 
     settings.check()
     console = console or Console()

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from ..errors import missing_extra
-from .data import TensorData
+from ..train.data import TensorData
+from ..train.module import Classifier, Optimisation
+from ..train.quiet import quiet_lightning
+from ..train.record import Recorder
 from .digits import load_digits_splits
-from .module import Classifier, Optimisation
-from .quiet import quiet_lightning
-from .record import Recorder
 from .spectrum import STOPS, Plan, build
 from .workers import Report
 
