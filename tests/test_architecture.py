@@ -33,6 +33,7 @@ LEVELS = {
     "impl": 2,
     "knn": 3,
     "nn": 4,
+    "_utils": 4,
     "swap": 5,
     "_convert": 5,
     "accounting": 5,
@@ -58,6 +59,7 @@ SEES = {
     "plan": ("precision", "tracing", "stages"),
     "knn": ("checks", "tracing", "resolve", "impl.choose"),
     "nn": ("nn", "knn", "checks", "precision", "tracing", "stages.geometry"),
+    "_utils": ("_utils", "checks"),
     "testing": (),
 }
 OPTIONAL_FROM = 5  # the first level that may use anything but the standard library and torch

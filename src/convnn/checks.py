@@ -45,10 +45,10 @@ def alike(first: tuple[str, Tensor], second: tuple[str, Tensor], axes: dict[int,
         raise invalid(other, f"device {a.device} as {name}", b.device, f"move one, e.g. {other}.to({name}.device)")
 
 
-def whole(argument: str, value: object, *, at_least: int = 1) -> int:
-    """Return a whole number of at least ``at_least``, or refuse it."""
+def whole(argument: str, value: object, *, at_least: int = 1, fix: str = "give such a number") -> int:
+    """Return an int of at least ``at_least``; raises ConvNNError, with ``fix``, for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | torch.SymInt) or value < at_least:
-        raise invalid(argument, f"a whole number of at least {at_least}", shown(value), "give such a number")
+        raise invalid(argument, f"a whole number of at least {at_least}", shown(value), fix)
     return value  # type: ignore[return-value]  # a SymInt stands for an int while a graph is traced
 
 

@@ -36,7 +36,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "demo": Command(
-        "train.settings:DemoSettings",
+        "demo.settings:DemoSettings",
         "demo.run:run_demo",
         "walk from convolution to attention on handwritten digits; writes a report (minutes)",
     ),

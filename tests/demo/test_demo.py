@@ -12,10 +12,10 @@ from convnn.accounting import count_flops, count_parameters
 from convnn.demo import run as demo
 from convnn.demo.digits import load_digits_splits
 from convnn.demo.run import run_demo
+from convnn.demo.settings import DemoSettings
 from convnn.demo.spectrum import STOPS, Plan, base_network, build, identities
 from convnn.demo.training import Task, load_weights, train_stop
 from convnn.demo.workers import one_thread
-from convnn.train.settings import DemoSettings
 
 TINY = Plan({"cnn": 2, "transformer": 2}, {"cnn": 4e-3, "transformer": 3e-3}, images=64)
 VOID = {"meta", "link", "br", "img", "line", "circle", "polyline"}

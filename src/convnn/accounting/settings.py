@@ -1,13 +1,13 @@
-"""What ``convnn profile`` and ``convnn table`` can be told: the fields are the options of the command line."""
+"""The settings of ``convnn profile`` and ``convnn table``: their fields are the options of the command line."""
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .. import checks
+from .._utils.settings import option, positional
 from ..errors import invalid, unknown_name
 from .counting import check_convention
 
@@ -17,34 +17,26 @@ SWAPPING = ("layer", "k", "branch_ratio", "candidates", "similarity", "num_class
 """Fields that say how a model is made; a saved one is made already."""
 
 
-def _option(default: Any, text: str) -> Any:
-    return dataclasses.field(default=default, metadata={"help": text})
-
-
-def _positional(text: str) -> Any:
-    return dataclasses.field(metadata={"help": text, "positional": True})
-
-
 @dataclass(frozen=True, kw_only=True)
 class ProfileSettings:
     """Settings of ``convnn profile``."""
 
-    model: str = _positional("a model's name (convnn's or timm's), or a folder that save_pretrained wrote")
-    layer: str | None = _option(None, "what to swap the convolutions or the attention for; default: as the name says")
-    k: int | None = _option(None, "neighbours of a ConvNN layer")
-    branch_ratio: float | None = _option(None, "share of a hybrid's channels that come from its ConvNN branch")
-    candidates: str | None = _option(None, "who may be a neighbour: all, random:32, grid:5 or window:7")
-    similarity: str | None = _option(None, "how tokens are compared: cosine, dot, euclidean, blend:0.5, ...")
-    num_classes: int | None = _option(None, "classes; default: the model's own number")
-    stem: str | None = _option(None, "imagenet, or cifar for 32 x 32 images")
-    image_size: int | None = _option(None, "side of the square input; default: the model's own")
-    batch_size: int = _option(1, "images")
-    convention: str = _option("executed", "how FLOPs are counted: executed, gather or published")
-    per_layer: bool = _option(False, "a row per layer")
-    json: str = _option("", "file to write everything to; - for the terminal, instead of the table")
-    no_time: bool = _option(False, "time nothing")
-    runs: int = _option(5, "forward passes that are timed")
-    device: str = _option("cpu", "cpu, cuda, mps, or meta to count without computing")
+    model: str = positional("a model's name (convnn's or timm's), or a folder that save_pretrained wrote")
+    layer: str | None = option(None, "what to swap the convolutions or the attention for; default: as the name says")
+    k: int | None = option(None, "neighbours of a ConvNN layer")
+    branch_ratio: float | None = option(None, "share of a hybrid's channels that come from its ConvNN branch")
+    candidates: str | None = option(None, "who may be a neighbour: all, random:32, grid:5 or window:7")
+    similarity: str | None = option(None, "how tokens are compared: cosine, dot, euclidean, blend:0.5, ...")
+    num_classes: int | None = option(None, "classes; default: the model's own number")
+    stem: str | None = option(None, "imagenet, or cifar for 32 x 32 images")
+    image_size: int | None = option(None, "side of the square input; default: the model's own")
+    batch_size: int = option(1, "images")
+    convention: str = option("executed", "how FLOPs are counted: executed, gather or published")
+    per_layer: bool = option(False, "a row per layer")
+    json: str = option("", "file to write everything to; - for the terminal, instead of the table")
+    no_time: bool = option(False, "time nothing")
+    runs: int = option(5, "forward passes that are timed")
+    device: str = option("cpu", "cpu, cuda, mps, or meta to count without computing")
 
     def check(self) -> None:
         """Raise ConvNNError for the first field that is wrong; nothing is built."""
@@ -81,11 +73,11 @@ class ProfileSettings:
 
     @property
     def is_saved(self) -> bool:
-        """Whether the model is a folder."""
+        """True if the model is a folder."""
         return Path(self.model).is_dir()
 
     def options(self) -> dict[str, Any]:
-        """Return what was said of how to make the model: keywords of ``create_model``."""
+        """Return the fields that were given of how to make the model: keywords of ``create_model``."""
         return {name: getattr(self, name) for name in SWAPPING if getattr(self, name) is not None}
 
 
@@ -93,8 +85,8 @@ class ProfileSettings:
 class TableSettings:
     """Settings of ``convnn table``."""
 
-    name: str = _positional("headline: ResNet-50 on ImageNet-1K, published and counted by us")
-    json: str = _option("", "file to write the table to; - for the terminal, instead of the table")
+    name: str = positional("headline: ResNet-50 on ImageNet-1K, published and counted by us")
+    json: str = option("", "file to write the table to; - for the terminal, instead of the table")
 
     def check(self) -> None:
         """Raise ConvNNError for the first field that is wrong."""

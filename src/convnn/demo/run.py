@@ -15,8 +15,8 @@ from ..accounting import count_flops, count_parameters
 from ..errors import missing_extra
 from ..train.provenance import provenance
 from ..train.record import make_folder, write_json
-from ..train.settings import DemoSettings
 from .digits import load_digits_splits
+from .settings import DemoSettings
 from .spectrum import FULL, QUICK, STOPS, Plan, Stop, build, identities
 from .training import Task, load_weights, train_stop
 from .workers import available_cores, run_tasks

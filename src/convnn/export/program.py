@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from .. import __version__
+from .._utils.settings import check_whole
 from ..errors import invalid
 from . import to_onnx
-from .settings import check_format, check_number, check_path
+from .settings import check_format, check_path
 from .trace import TRACED, check_runs, example_images, for_export, trace
 from .verify import Comparison, compare
 
@@ -101,8 +102,8 @@ def export(
     batch = None if batch_size == "dynamic" else batch_size
     check_format(format, opset)
     check_path(path, format, argument="path")
-    check_number("image_size", image_size, 1)
-    check_number("batch_size", batch, 1)
+    check_whole("image_size", image_size, 1, optional=True)
+    check_whole("batch_size", batch, 1, optional=True)
     if format == "onnx":
         to_onnx.check_installed()
     if not isinstance(model_or_checkpoint, nn.Module):

@@ -1,25 +1,17 @@
-"""What an export can be told: the fields are the options of ``convnn export``."""
+"""The settings of ``convnn export``: their fields are the options of the command line."""
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from .._utils.settings import check_whole, option, positional
 from ..errors import invalid, unknown_name
 
 FORMATS = {"onnx": ".onnx", "torch-export": ".pt2"}
 """The formats, and how the names of their files end."""
 LEAST_OPSET = 18
 """The lowest version of ONNX's operators that PyTorch's exporter writes."""
-
-
-def _option(default: Any, text: str, *, positional: bool = False) -> Any:
-    metadata = {"help": text, "positional": positional}
-    if default is dataclasses.MISSING:
-        return dataclasses.field(metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,15 +22,13 @@ class ExportSettings:
     PosixPath('runs/default/model.pt2')
     """
 
-    checkpoint: str = _option(
-        dataclasses.MISSING, "folder of save_pretrained or of convnn train, or a .ckpt file in one", positional=True
-    )
-    format: str = _option("onnx", "onnx, or torch-export (a program of torch.export)")
-    out: str = _option("", "file to write; default: model.onnx or model.pt2 beside the checkpoint")
-    image_size: int | None = _option(None, "side of the square images; default: the model's own")
-    batch_size: int | None = _option(None, "a fixed number of images at a time; default: any number")
-    opset: int | None = _option(None, f"version of ONNX's operators, {LEAST_OPSET} or above; default: PyTorch's choice")
-    verify: bool = _option(True, "compare the exported model with the model")
+    checkpoint: str = positional("folder of save_pretrained or of convnn train, or a .ckpt file in one")
+    format: str = option("onnx", "onnx, or torch-export (a program of torch.export)")
+    out: str = option("", "file to write; default: model.onnx or model.pt2 beside the checkpoint")
+    image_size: int | None = option(None, "side of the square images; default: the model's own")
+    batch_size: int | None = option(None, "a fixed number of images at a time; default: any number")
+    opset: int | None = option(None, f"version of ONNX's operators, {LEAST_OPSET} or above; default: PyTorch's choice")
+    verify: bool = option(True, "compare the exported model with the model")
 
     @property
     def path(self) -> Path:
@@ -56,26 +46,20 @@ class ExportSettings:
         check_format(self.format, self.opset)
         check_path(self.path, self.format, argument="out")
         for field in ("image_size", "batch_size"):
-            check_number(field, getattr(self, field), 1)
+            check_whole(field, getattr(self, field), 1, optional=True)
 
 
 def check_format(name: str, opset: int | None) -> None:
-    """Refuse an unknown format, an opset that the exporter does not write, and one where there is none."""
+    """Raise ConvNNError for an unknown format, or an opset that is too low or given for another format than ONNX."""
     if name not in FORMATS:
         raise unknown_name("format", name, FORMATS)
     if opset is not None and name != "onnx":
         raise invalid("opset", "none (it is ONNX's)", opset, 'leave it out, or use format "onnx"')
-    check_number("opset", opset, LEAST_OPSET)
-
-
-def check_number(argument: str, value: int | None, minimum: int) -> None:
-    """Refuse what is neither None nor a whole number of at least ``minimum``."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < minimum):
-        raise invalid(argument, f"a whole number of at least {minimum}", repr(value), f"use {minimum} or more")
+    check_whole("opset", opset, LEAST_OPSET, optional=True)
 
 
 def check_path(path: Path, name: str, *, argument: str) -> None:
-    """Refuse a file whose name does not end as the format's do, and one that is a folder."""
+    """Raise ConvNNError for a file whose name does not end as the format's do, and one that is a folder."""
     suffix = FORMATS[name]
     if path.suffix != suffix or path.is_dir():
         fix = f"name it {path.with_suffix(suffix).name!r}, say" if path.name else "give one"

@@ -29,8 +29,7 @@ class SmallConvNet(nn.Module):
     ) -> None:
         super().__init__()
         for argument, value in (("in_channels", in_channels), ("width", width)):
-            if value < 1:
-                raise invalid(argument, "a whole number of at least 1", value, "raise it")
+            checks.whole(argument, value, fix="raise it")
         checks.whole("num_classes", num_classes, at_least=0)
         self.stem = _block(in_channels, width)
         self.body = nn.Sequential(*(_block(width, width) for _ in range(depth)))
