@@ -13,6 +13,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from . import checks
+from ._utils.modules import put
 from .errors import ConversionWarning, ConvNNError, invalid
 from .nn.heads import HeadsAttention
 from .nn.options import NeighborLayer, check_options
@@ -254,11 +255,11 @@ def _number(new: nn.Module, position: int) -> None:
 
 
 def _put(model: nn.Module, names: tuple[str, ...], new: nn.Module) -> nn.Module:
+    """Replace a layer under all its names; return the model, which is the layer itself where the name is empty."""
+    if "" in names:
+        return new
     for name in names:
-        if not name:
-            return new
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, new)
+        put(model, name, new)
     return model
 
 

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from convnn import ConvNNError, cli
+from convnn._utils.files import write_json
 from convnn.errors import DivergedError
 from convnn.train.data import Split, TensorData
 from convnn.train.module import Classifier, Optimisation
-from convnn.train.record import Recorder, write_json
+from convnn.train.record import Recorder
 
 from .test_module import fit, network, small_data
 

@@ -228,7 +228,7 @@ def test_settings_that_do_not_go_together(images, tmp_path, options, message):
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
-    from convnn.train.record import make_folder
+    from convnn._utils.files import make_folder
 
     (tmp_path / "file").write_text("")
     with pytest.raises(ConvNNError, match=r"out: expected a folder that can be made, got .*file/run.*choose another"):

@@ -1,7 +1,7 @@
 """What a model costs: parameters, FLOPs in three conventions, activation memory and milliseconds, layer by layer."""
 
+from .._utils.modules import evaluating
 from .counting import CONVENTIONS, count_flops, count_parameters
-from .modes import evaluating
 from .profiling import Profile, ProfileRow, profile
 
 __all__ = [

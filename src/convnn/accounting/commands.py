@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .._utils.files import to_json
+from .._utils.provenance import provenance
 from ..errors import invalid, missing_extra
-from ..train.plain_json import to_json
 from .headline import headline, headline_json, headline_table
 from .profiling import profile
 from .settings import ProfileSettings, TableSettings
@@ -67,8 +68,6 @@ def _device(name: str) -> torch.device:
 
 def _show(place: str, tables: list[Table], values: dict[str, Any]) -> None:
     """Print the tables and write the values to a file; or print the values alone, if the file is ``-``."""
-    from ..train.provenance import provenance
-
     text = to_json({**values, "provenance": provenance()})
     if place == "-":
         print(text)

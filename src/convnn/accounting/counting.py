@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from .._utils.modules import evaluating
 from ..errors import invalid, unknown_name
 from .algorithm import layer_cost
-from .modes import evaluating, plain_attention
+from .modes import plain_attention
 from .tracking import Call, Place, Plan, Tracker, plan_of
 
 Convention = Literal["executed", "gather", "published"]

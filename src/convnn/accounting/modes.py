@@ -8,15 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from .._utils.modules import in_mode
 from ..nn.options import NeighborLayer
 from ..types import Random
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model in eval mode for a while; afterwards every submodule has the mode that it had."""
-    with _mode(model, training=False):
-        yield
 
 
 @contextmanager
@@ -30,7 +24,7 @@ def training(model: nn.Module) -> Iterator[None]:
     ]
     states = [(generator, generator.get_state()) for generator in _generators(model)]
     devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
-    with _mode(model, training=True), torch.random.fork_rng(devices=list(devices)):
+    with in_mode(model, training=True), torch.random.fork_rng(devices=list(devices)):
         try:
             yield
         finally:
@@ -60,14 +54,3 @@ def plain_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-
-
-@contextmanager
-def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import checks
+from .._utils.files import to_json
 from ..errors import invalid
-from ..train.plain_json import to_json
 from .counting import Record, check_convention, count_parameters, record_products
 from .memory import activation_bytes
 from .timing import Times, forward_times

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .modes import evaluating
+from .._utils.modules import evaluating
 from .tracking import Place, Plan, Tracker
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..train.plain_json import to_json
+from .._utils.files import to_json
 from .cases import SMALL, cases
 from .machine import machine
 from .measure import WAYS, measure, measure_memory, tune_allocator

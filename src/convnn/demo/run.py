@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from .._utils.files import make_folder, write_json
+from .._utils.provenance import provenance
 from ..accounting import count_flops, count_parameters
 from ..errors import missing_extra
-from ..train.provenance import provenance
-from ..train.record import make_folder, write_json
 from .digits import load_digits_splits
 from .settings import DemoSettings
 from .spectrum import FULL, QUICK, STOPS, Plan, Stop, build, identities

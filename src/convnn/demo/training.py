@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from .._utils.quiet import quiet_lightning
 from ..errors import missing_extra
 from ..train.data import TensorData
 from ..train.module import Classifier, Optimisation
-from ..train.quiet import quiet_lightning
 from ..train.record import Recorder
 from .digits import load_digits_splits
 from .spectrum import STOPS, Plan, build

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..accounting import evaluating
+from .._utils.modules import evaluating
 from ..errors import invalid
 from ..nn import ConvNN2d, ConvNNAttention
 from ..types import Neighbors

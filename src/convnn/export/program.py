@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from .. import __version__
+from .._utils.files import staged
 from .._utils.settings import check_whole
 from ..errors import invalid
 from . import to_onnx
@@ -153,13 +152,11 @@ def _runner(file: Path, kind: str) -> Callable[[Tensor], Tensor]:
 @contextmanager
 def _staged(path: Path) -> Iterator[Path]:
     """Let a file be written and tried elsewhere; it takes its place, with what is beside it, if all is well."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-")
-    except OSError as error:
-        got = f"{str(path)!r} ({error.strerror})"
-        raise invalid("path", "a file that can be written", got, "choose another") from error
-    with folder as name:
-        yield Path(name) / path.name
-        for part in Path(name).iterdir():
-            os.replace(part, path.parent / part.name)
+    with ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            folder = stack.enter_context(staged(path.parent))
+        except OSError as error:
+            got = f"{str(path)!r} ({error.strerror})"
+            raise invalid("path", "a file that can be written", got, "choose another") from error
+        yield folder / path.name

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from .._utils.files import to_json
 from ..errors import ConvNNError, invalid
 from ..models.config import config_of
 from ..models.pretrained import CONFIG, from_pretrained
 from ..models.registry import input_config
-from ..train.plain_json import to_json
 
 
 class Source(NamedTuple):

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from .._utils.quiet import quiet_exporters
 from ..errors import invalid, missing_extra
-from .trace import quiet
 
 INPUT, OUTPUT = "images", "logits"
 """The names of the exported model's input ``(B, C, H, W)`` and output."""
@@ -39,7 +39,7 @@ def save_onnx(program: ExportedProgram, path: Path, *, opset: int | None, notes:
     Weights beyond ONNX's 2 GB are written beside it, as ``NAME.onnx.data``.
     """
     try:
-        with quiet():
+        with quiet_exporters():
             written: Any = torch.onnx.export(
                 program, dynamo=True, verbose=False, input_names=[INPUT], output_names=[OUTPUT], opset_version=opset
             )

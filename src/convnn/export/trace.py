@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from .._utils.quiet import quiet_exporters
 from ..errors import ConvNNError, invalid
 from ..nn.options import NeighborLayer
 from ..types import Random
@@ -74,7 +73,7 @@ def trace(
     try:
         # Without gradients the searches need not switch them off, which would be an operator of its own. Nor are they
         # to compare pair by pair, as they do where PyTorch is told to be deterministic: B N M C numbers at once.
-        with torch.no_grad(), quiet(), deterministic(False), _fixed_draws(model, images):
+        with torch.no_grad(), quiet_exporters(), deterministic(False), _fixed_draws(model, images):
             program: ExportedProgram = torch.export.export(model, (images,), dynamic_shapes=shapes)
             program = program.run_decompositions({**plain_operators(), **(without or {})})
     except (RuntimeError, ValueError, TypeError, AssertionError, NotImplementedError) as error:
@@ -148,19 +147,3 @@ def deterministic(on: bool) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warned)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the exporters' notes out of the terminal; what fails still raises."""
-    loggers = [logging.getLogger(name) for name in ("torch.export", "torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import __version__
+from .._utils.files import make_folder, staged
 from ..errors import invalid, missing_extra, unknown_name
 from ..nn.options import NeighborLayer
 from ..types import Random
@@ -56,17 +56,11 @@ def save_pretrained(model: nn.Module, folder: str | Path) -> Path:
     weights = _weights(model)
     _check_rebuilds(model, architecture)
     path = Path(folder)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        got = f"{str(folder)!r} ({error.strerror})"
-        raise invalid("folder", "a folder that can be made", got, "choose another") from error
-    # Each file is at every moment the old or the new one, never half of it.
-    save_file(weights, path / (WEIGHTS + ".partial"), metadata={"format": "pt"})
-    (path / (CONFIG + ".partial")).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    shutil.copymode(path / (CONFIG + ".partial"), path / (WEIGHTS + ".partial"))  # safetensors' is the owner's alone
-    for name in (WEIGHTS, CONFIG):
-        os.replace(path / (name + ".partial"), path / name)
+    make_folder(path, argument="folder", fix="choose another")
+    with staged(path) as temporary:
+        save_file(weights, temporary / WEIGHTS, metadata={"format": "pt"})
+        (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        shutil.copymode(temporary / CONFIG, temporary / WEIGHTS)  # safetensors' is the owner's alone
     return path
 
 

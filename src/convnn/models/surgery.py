@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .._utils.modules import put
 from ..nn import ConvNNAttention
 
 
@@ -46,12 +47,6 @@ def _feature_info(model: Any) -> list[dict[str, Any]]:
     info = getattr(model, "feature_info", [])
     rows: list[dict[str, Any]] = info if isinstance(info, list) else info.info
     return rows
-
-
-def put(model: nn.Module, name: str, new: nn.Module) -> None:
-    """Put a module in the place of the one called ``name``."""
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, new)
 
 
 def torch_initialisation(model: nn.Module) -> None:

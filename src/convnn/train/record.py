@@ -1,37 +1,20 @@
-"""The run's memory: every epoch is written down as it ends, with a checkpoint that the run can resume from."""
+"""The record of a run: every epoch is written as it ends, with a checkpoint that the run can resume from."""
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Any
 
-from ..errors import DivergedError, invalid, missing_extra
+from .._utils.files import write_json
+from ..errors import DivergedError, missing_extra
 from .module import STEADIER
-from .plain_json import to_json
 
 try:
     from lightning.pytorch import LightningModule, Trainer
     from lightning.pytorch.callbacks import Checkpoint
 except ImportError as error:
     raise missing_extra(error.name or "lightning", "train") from error
-
-
-def make_folder(path: Path) -> None:
-    """Make the folder that a run writes into; raises ConvNNError where there can be none."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        fix = "choose another --out"
-        raise invalid("out", "a folder that can be made", f"{str(path)!r} ({error.strerror})", fix) from error
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write JSON so that the file is at every moment the old or the new one, never half of it; nan and inf as null."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(to_json(content) + "\n", encoding="utf-8")
-    os.replace(partial, path)
 
 
 class Recorder(Checkpoint):

@@ -13,15 +13,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from .._utils.files import make_folder
+from .._utils.provenance import provenance
+from .._utils.quiet import quiet_lightning
 from ..accounting import count_flops, count_parameters
 from ..errors import invalid, missing_extra
 from ..models import CONFIGURATIONS, check_model, create_model, input_config
 from .images import ImageData
 from .inventory import describe
 from .module import Classifier, Optimisation, seed_epoch
-from .provenance import provenance
-from .quiet import quiet_lightning
-from .record import Recorder, make_folder
+from .record import Recorder
 from .settings import TrainSettings, load_settings, resumed, save_settings
 from .splits import FILE as SPLITS
 from .splits import check_splits, save_splits

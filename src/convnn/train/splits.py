@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
+from .._utils.files import write_json
 from ..errors import ConvNNError, invalid
 from .listing import shown_names
-from .record import write_json
 from .settings import TrainSettings
 
 FILE = "splits.json"

@@ -1,4 +1,4 @@
-"""Where a number came from: machine, versions, date and command line. A result without these is an anecdote."""
+"""Provenance of a result: machine, versions, date and command line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PACKAGES = ("torch", "convnn", "lightning", "timm", "torchmetrics", "scikit-lear
 
 
 def provenance() -> dict[str, str]:
-    """Return what a result carries, by name; holds no user, host or folder name.
+    """Return the provenance of a result by name, without the names of user, host and folders.
 
     >>> provenance()["torch"] == torch.__version__
     True
@@ -25,7 +25,7 @@ def provenance() -> dict[str, str]:
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "command": command_line(),
-        "machine": f"{_processor()}, {os.cpu_count()} logical cores",
+        "machine": f"{processor()}, {os.cpu_count()} logical cores",
         "system": f"{platform.system()} {platform.machine()}",
         "threads": str(torch.get_num_threads()),
         "python": platform.python_version(),
@@ -48,7 +48,8 @@ def _version(package: str) -> str:
         return ""
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the name of the processor, as far as the system says it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
