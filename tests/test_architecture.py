@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tokenize
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -243,24 +243,35 @@ def package_violations(tree: dict[str, str], declared: set[str]) -> list[str]:
 
 
 def cycles(tree: dict[str, str]) -> list[str]:
-    """Modules that reach themselves through imports made while importing."""
+    """Modules that reach themselves through imports, those inside functions too."""
+    return _in_a_cycle((found.module, found.target) for found in imports(tree) if found.target in tree)
+
+
+def room_cycles(tree: dict[str, str]) -> list[str]:
+    """Rooms that reach themselves through imports of other rooms, those inside functions too."""
+    pairs = ((room(found.module), room(found.target)) for found in imports(tree) if found.target in tree)
+    return _in_a_cycle((here, there) for here, there in pairs if here != there)
+
+
+def _in_a_cycle(edges: Iterable[tuple[str, str]]) -> list[str]:
+    """Names that reach themselves; the package's own __init__, which gathers the public names, is left out."""
     graph: dict[str, set[str]] = {}
-    for found in imports(tree):
-        if found.at_import and found.module and found.target in tree:
-            graph.setdefault(found.module, set()).add(found.target)
+    for source, target in edges:
+        if source and target:
+            graph.setdefault(source, set()).add(target)
 
     def reaches(start: str) -> bool:
-        seen, stack = set(), list(graph.get(start, ()))
+        seen, stack = set(), list(graph[start])
         while stack:
-            module = stack.pop()
-            if module == start:
+            name = stack.pop()
+            if name == start:
                 return True
-            if module not in seen:
-                seen.add(module)
-                stack.extend(graph.get(module, ()))
+            if name not in seen:
+                seen.add(name)
+                stack.extend(graph.get(name, ()))
         return False
 
-    return [module for module in graph if reaches(module)]
+    return [name for name in graph if reaches(name)]
 
 
 def long_files(tree: dict[str, str]) -> list[str]:
@@ -387,7 +398,7 @@ def test_packages():
 
 @pytest.mark.parametrize(
     "rule",
-    [cycles, long_files, long_functions, too_many_positional, asserts, stateful_forwards, device_branches],
+    [cycles, room_cycles, long_files, long_functions, too_many_positional, asserts, stateful_forwards, device_branches],
     ids=lambda rule: rule.__name__,
 )
 def test_rule(rule):
@@ -494,11 +505,21 @@ def test_packages_can_fail():
 
 
 def test_cycles_can_fail():
-    assert sorted(cycles({"_convert": "from .models import x", "models": "from ._convert import y"})) == [
-        "_convert",
-        "models",
-    ]
-    assert cycles({"_convert": "from .models import x", "models": "def f():\n    from ._convert import y"}) == []
+    both = {"_convert", "models"}
+    assert set(cycles({"_convert": "from .models import x", "models": "from ._convert import y"})) == both
+    assert set(cycles({"_convert": "from .models import x", "models": "def f(): from ._convert import y"})) == both
+    assert cycles({"_convert": "from .models import x", "models": "import torch"}) == []
+    inside = {"train": "", "train.run": "def f(): from . import data", "train.data": "from .run import x"}
+    assert set(cycles(inside)) == {"train.run", "train.data"}
+
+
+def test_room_cycles_can_fail():
+    house = {"train": "", "train.run": "", "train.json": "", "accounting": "", "accounting.profile": ""}
+    house["train.run"] = "from ..accounting.profile import profile"
+    assert room_cycles(house) == []
+    house["accounting.profile"] = "def f(): from ..train.json import to_json"
+    assert cycles(house) == []  # no module reaches itself, but each package needs the other
+    assert set(room_cycles(house)) == {"train", "accounting"}
 
 
 def test_long_files_can_fail():

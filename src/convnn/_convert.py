@@ -17,7 +17,7 @@ from ._utils.modules import put
 from .errors import ConversionWarning, ConvNNError, invalid
 from .nn.heads import HeadsAttention
 from .nn.options import NeighborLayer, check_options
-from .swap import attention_kind, conv_kind, is_ours, options_for, replacement
+from .swap import attention_kind, conv_kind, is_ours, options_for, replacement, why_kept
 
 To = Literal["convnn", "hybrid"]
 Types = type[nn.Module] | tuple[type[nn.Module], ...] | None
@@ -195,7 +195,7 @@ def _choose(
     for names, layer in places:
         reason = ""
         if types is None and patterns is None and where is None:
-            reason = _default_reason(layer)
+            reason = why_kept(layer)
         elif types is not None and not isinstance(layer, types):
             reason = "not of the types asked for"
         elif patterns is not None and not any(fnmatch.fnmatchcase(n, p) for n in names for p in patterns):
@@ -217,15 +217,6 @@ def _choose(
         expected = f"a choice of convolutions and attention layers, of which there are: {seen}"
         raise invalid(argument, expected, repr(asked), "choose with types, pattern or where")
     return chosen, report
-
-
-def _default_reason(layer: nn.Module) -> str:
-    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        if all(size == 1 for size in layer.kernel_size):
-            return "a 1x1 convolution has no neighbours"
-        if any(step != 1 for step in layer.stride):
-            return "it has a stride; choose it with types, pattern or where to replace it too"
-    return ""
 
 
 def _tied_parameters(model: nn.Module) -> frozenset[int]:

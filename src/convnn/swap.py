@@ -64,6 +64,16 @@ def attention_kind(layer: nn.Module) -> bool:
     return isinstance(layer, nn.MultiheadAttention) or type(layer).__name__.endswith("Attention")
 
 
+def why_kept(layer: nn.Module) -> str:
+    """Return the reason why a convolution or an attention is not replaced unless it is chosen, or "" if it is."""
+    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        if all(size == 1 for size in layer.kernel_size):
+            return "a 1x1 convolution has no neighbours"
+        if any(step != 1 for step in layer.stride):
+            return "it has a stride; choose it with types, pattern or where to replace it too"
+    return ""
+
+
 def replacement(layer: nn.Module, to: str, *, init: str, options: dict[str, Any]) -> nn.Module:
     """Make the layer that replaces ``layer``; raises ConvNNError, with the reason, where there is none."""
     allowed = options_for(layer, to)

@@ -2,7 +2,8 @@
 
 from .._utils.modules import evaluating
 from .counting import CONVENTIONS, count_flops, count_parameters
-from .profiling import Profile, ProfileRow, profile
+from .profiling import profile
+from .results import Profile, ProfileRow
 
 __all__ = [
     "CONVENTIONS",

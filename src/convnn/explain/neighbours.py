@@ -1,4 +1,4 @@
-"""Which positions a layer gathers for one query: of any ConvNN or hybrid layer, and of convolutions and attention."""
+"""The positions that a layer gathers for one query, of ConvNN and hybrid layers, convolutions and attention."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .._utils.modules import evaluating
 from ..errors import invalid
 from ..nn import ConvNN2d, ConvNNAttention
+from ..stages.geometry import padded_lattice
 from ..types import Neighbors
 
 Place = tuple[int, int]
@@ -37,7 +38,7 @@ class NeighbourMap:
     weight: tuple[float, ...] = ()
 
     def inside(self) -> list[bool]:
-        """Tell of each neighbour whether it stands in the map itself, not in the padding around it."""
+        """Return True for each neighbour in the map itself, False for one in the padding around it."""
         return [0 <= row < self.grid[0] and 0 <= column < self.grid[1] for row, column in self.places]
 
 
@@ -84,7 +85,7 @@ def neighbour_map(
 
 
 def _of_map(layer: Any, found: Neighbors, x: Tensor, query: Place) -> NeighbourMap:
-    """Place neighbours on the un-padded map: their indices count the padded one in raster order."""
+    """Convert indices of the padded map, in raster order, to rows and columns of the map without padding."""
     grid, outputs = _sizes(layer, x)
     (top, left), columns = layer.padding, grid[1] + 2 * layer.padding[1]
     row = _flat(query, outputs)
@@ -100,9 +101,8 @@ def _of_map(layer: Any, found: Neighbors, x: Tensor, query: Place) -> NeighbourM
 def _sizes(layer: Any, x: Tensor) -> tuple[Place, Place]:
     """Return the un-padded map's rows and columns, and the output's."""
     grid = (x.shape[2] // layer.unshuffle, x.shape[3] // layer.unshuffle)
-    per_axis = zip(grid, layer.padding, layer.query_margin, layer.stride, strict=True)
-    outputs = [(size + 2 * pad - 2 * margin - 1) // step + 1 for size, pad, margin, step in per_axis]
-    return grid, (outputs[0], outputs[1])
+    rows, columns = padded_lattice(grid, layer.padding, layer.query_margin, stride=layer.stride).shape
+    return grid, (rows, columns)
 
 
 def _flat(query: Place, grid: Place) -> int:
@@ -162,9 +162,9 @@ def _keeper(
 def neighbour_maps(model: nn.Module, image: Tensor, query: Place) -> dict[str, NeighbourMap]:
     """Return what every layer of a model gathers for one pixel of an image ``(C, H, W)``, by the layer's name.
 
-    The query is the position of each layer's output that the pixel lies in. Token grids and class tokens are read from
-    the model as timm's transformers tell them (``patch_embed.grid_size``, ``num_prefix_tokens``). Layers whose kernel
-    is a single position, and those whose kernel is even (patch embeddings), gather nothing to show and are left out.
+    The query is the position of each layer's output that contains the pixel. Token grids and class tokens are read from
+    timm's attributes (``patch_embed.grid_size``, ``num_prefix_tokens``). Left out are kernels of a single position, and
+    even ones (patch embeddings).
 
     >>> maps = neighbour_maps(nn.Sequential(nn.Conv2d(1, 4, 3, padding=1)), torch.zeros(1, 8, 8), (2, 5))
     >>> maps["0"].query

@@ -1,14 +1,11 @@
-"""What is exported: a model, a folder of ``save_pretrained`` or a checkpoint of ``convnn train``; and what it takes."""
+"""The model to export, from a module, a folder of ``save_pretrained`` or a checkpoint of ``convnn train``."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import pickle
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 from .._utils.files import to_json
@@ -77,23 +74,16 @@ def _of_any_model(model: nn.Module) -> Source:
 
 
 def _of_run(checkpoint: Path) -> Source:
-    """Load a checkpoint of ``convnn train``: its settings and classes stand beside it."""
-    from ..train.run import build_model
-    from ..train.settings import load_settings
+    """Load a checkpoint of ``convnn train``, with the settings and classes in its folder."""
+    from ..train.run import load_checkpoint
 
-    folder = checkpoint.parent
-    settings = load_settings(folder / "settings.yaml")
     try:
-        classes = [str(c) for c in json.loads((folder / "result.json").read_text(encoding="utf-8"))["classes"]]
-        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+        model, _, classes = load_checkpoint(checkpoint)
+    except ConvNNError:
+        raise
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
         raise _unreadable(checkpoint, error) from error
-    model = build_model(dataclasses.replace(settings, pretrained=False), classes=len(classes))
-    try:
-        model.load_state_dict({n.removeprefix("model."): w for n, w in saved.items() if n.startswith("model.")})
-    except RuntimeError as error:
-        raise _unreadable(checkpoint, error) from error
-    found = _of_model(model.eval())
+    found = _of_model(model)
     return found._replace(notes={**found.notes, **_notes(classes=classes)})
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from .._convert import convert
 from ..errors import invalid, unknown_name
+from ..swap import why_kept
 from ..types import Blend, Candidates, Similarity
 from .specs import parse_candidates, parse_similarity
 
@@ -155,12 +156,8 @@ def attention_types() -> tuple[type[nn.Module], ...]:
 
 
 def _swappable(name: str, module: nn.Module, chosen: tuple[type[nn.Module], ...], keep: tuple[str, ...]) -> bool:
-    if name in keep:
-        return False
-    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        neighbours = max(module.kernel_size) > 1 and max(module.stride) == 1
-        return isinstance(module, chosen) and neighbours and not name.startswith(_NEVER)
-    return isinstance(module, chosen)
+    last = isinstance(module, _CONVOLUTIONS) and name.startswith(_NEVER)
+    return isinstance(module, chosen) and name not in keep and not last and not why_kept(module)
 
 
 def _other(swap: Swap) -> str:

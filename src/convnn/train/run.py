@@ -113,13 +113,20 @@ def load_run(out: str | Path) -> tuple[nn.Module, TrainSettings, list[str]]:
 
     Raises ConvNNError when ``out`` holds no run with a finished epoch.
     """
-    folder = Path(out)
-    settings = load_settings(folder / "settings.yaml")
-    if not (folder / "best.ckpt").is_file():
+    best = Path(out) / "best.ckpt"
+    load_settings(best.with_name("settings.yaml"))
+    if not best.is_file():
         raise invalid("out", "a run with a finished epoch (best.ckpt in it)", repr(str(out)), "let it train first")
-    classes = [str(name) for name in json.loads((folder / "result.json").read_text(encoding="utf-8"))["classes"]]
+    return load_checkpoint(best)
+
+
+def load_checkpoint(checkpoint: Path) -> tuple[nn.Module, TrainSettings, list[str]]:
+    """Return what ``load_run`` returns, of any checkpoint in the folder of a run; nothing of it is executed."""
+    settings = load_settings(checkpoint.with_name("settings.yaml"))
+    result = json.loads(checkpoint.with_name("result.json").read_text(encoding="utf-8"))
+    classes = [str(name) for name in result["classes"]]
+    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     model = build_model(dataclasses.replace(settings, pretrained=False), classes=len(classes))
-    saved = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)["state_dict"]
     model.load_state_dict({name.removeprefix("model."): w for name, w in saved.items() if name.startswith("model.")})
     return model.eval(), settings, classes
 

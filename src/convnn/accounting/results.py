@@ -1,25 +1,106 @@
-"""Profiles as rich tables."""
+"""What ``profile`` returns: the costs of a model, in whole and row by row, as tables and as JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
+from .._utils.files import to_json
 from ..errors import missing_extra
-from .profiling import Profile, ProfileRow
 
-try:
-    from rich.box import SIMPLE_HEAD
+if TYPE_CHECKING:
     from rich.table import Table
-except ImportError as error:
-    raise missing_extra("rich", "cli") from error
 
 # A container is listed where it has a cost of its own; below this share of the time it has none.
 _SHORT = 0.01
 
 
-def profile_table(profile: Profile, *, per_layer: bool = False) -> Table:
-    """Return the totals of a profile as a table, or its layers with the totals below."""
-    return _layers(profile) if per_layer else _totals(profile)
+@dataclass(frozen=True)
+class ProfileRow:
+    """What one layer costs, or what a container of layers does itself.
+
+    Parameters, FLOPs and bytes of all rows add up to the profile's. Milliseconds are timed apart, with hooks.
+
+    Attributes:
+        name: the layer's in the model, as in ``named_modules``; empty for the model itself.
+        kind: its class.
+        calls: how often it is called in one forward pass.
+        parameters: how many, those shared with an earlier row left out.
+        flops: 2 x multiply-adds in the profile's convention.
+        operators: the same, by operator.
+        activation_bytes: what autograd keeps for the backward pass; None if not measured.
+        milliseconds: median of the forward passes; None if not measured.
+    """
+
+    name: str
+    kind: str
+    calls: int
+    parameters: int
+    flops: int
+    operators: Mapping[str, int]
+    activation_bytes: int | None
+    milliseconds: float | None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a model costs for one input.
+
+    Attributes:
+        model: its class, or the name that it was asked for by.
+        convention: how FLOPs are counted: ``"executed"``, ``"gather"`` or ``"published"``.
+        inputs: the shapes of the inputs.
+        device: where it ran.
+        parameters: how many, shared ones once.
+        flops: 2 x multiply-adds of one forward pass in the convention.
+        operators: the same, by operator (``"conv2d"``, ``"mm"``, ``"addmm"``, ``"bmm"``, ``"nearest"``, ...).
+        activation_bytes: what autograd keeps between a forward and a backward pass in training; None if not measured.
+        milliseconds: median of the forward passes (eval mode, no gradients); None if not measured.
+        times: all of them, in milliseconds.
+        rows: a row per layer, in the order of the model.
+        notes: what was not measured, and why.
+    """
+
+    model: str
+    convention: str
+    inputs: tuple[tuple[int, ...], ...]
+    device: str
+    parameters: int
+    flops: int
+    operators: Mapping[str, int]
+    activation_bytes: int | None
+    milliseconds: float | None
+    times: tuple[float, ...]
+    rows: tuple[ProfileRow, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def gflops(self) -> float:
+        """The FLOPs in billions."""
+        return self.flops / 1e9
+
+    def table(self, *, per_layer: bool = False) -> Table:
+        """Return a rich table of the totals, or of every layer; raises MissingExtraError without rich."""
+        return _layers(self) if per_layer else _totals(self)
+
+    def to_dict(self, *, per_layer: bool = True) -> dict[str, Any]:
+        """Return everything as JSON has it, without the rows unless ``per_layer``."""
+        values = asdict(self)
+        if not per_layer:
+            del values["rows"]
+        return values
+
+    def to_json(self, *, per_layer: bool = True) -> str:
+        """Return everything as JSON, without the rows unless ``per_layer``.
+
+        >>> import json, torch
+        >>> from convnn.accounting import profile
+        >>> layer = profile(torch.nn.Linear(4, 5), input_size=(2, 4), runs=0)
+        >>> json.loads(layer.to_json())["flops"]
+        80
+        """
+        return to_json(self.to_dict(per_layer=per_layer))
 
 
 def amount(number: float, unit: str = "") -> str:
@@ -84,6 +165,11 @@ def _layers(profile: Profile) -> Table:
 
 def _table(profile: Profile) -> Table:
     """Return an empty table, narrow enough for long names, with the profile's notes below."""
+    try:
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table
+    except ImportError as error:
+        raise missing_extra("rich", "cli") from error
     return Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption="\n".join(profile.notes) or None,
                  caption_justify="left")  # fmt: skip
 
