@@ -46,7 +46,6 @@ LEVELS = {
     "testing": 5,
     "arguments": 6,
     "cli": 6,
-    "__main__": 7,
 }
 # Rooms of a level that see less than everything below it; errors and types are open to all.
 SEES = {
@@ -192,7 +191,7 @@ def _refusal(found: Import) -> str | None:
     if target in ("<computed>", ".<computed>"):
         return "a computed import cannot be checked"
     if there == "cli":
-        return None if here == "__main__" else "nothing imports cli"
+        return "nothing imports cli"
     if not source:  # the package's own __init__ gathers the public names
         return None if target.startswith("convnn:") is False and there in LEVELS else "only rooms with a level"
     if here not in LEVELS or (there not in LEVELS and not target.startswith("convnn:")):
@@ -425,7 +424,7 @@ def test_importing_convnn_imports_torch_only():
 def test_design_names_every_room():
     """DESIGN.md's picture and the levels here name the same rooms."""
     text = (ROOT / "DESIGN.md").read_text(encoding="utf-8")
-    assert [name for name in LEVELS if name != "__main__" and name not in text] == []
+    assert [name for name in LEVELS if name not in text] == []
     assert [name for name in {room(module) for module in HOUSE} - {""} if name not in LEVELS] == []
 
 
@@ -433,7 +432,19 @@ def test_design_names_every_room():
 def violations(module: str, source: str) -> list[str]:
     """Level violations of one module in a small house."""
     names = ("", "types", "errors", "checks", "stages", "stages.select", "stages.geometry", "impl", "impl.dense")
-    names += ("impl.choose", "impl.reference", "knn", "nn", "nn.convnn", "_convert", "models", "cli", "testing")
+    names += (
+        "impl.choose",
+        "impl.reference",
+        "knn",
+        "nn",
+        "nn.convnn",
+        "_utils",
+        "_utils.modules",
+        "_convert",
+        "models",
+        "cli",
+        "testing",
+    )
     return level_violations({**dict.fromkeys(names, ""), module: source})
 
 
@@ -462,6 +473,9 @@ def violations(module: str, source: str) -> list[str]:
         ("nn.convnn", "from ..impl.choose import choose_impl"),
         ("nn.convnn", "from ..stages import select"),
         ("nn.convnn", "from .. import knn_search"),
+        ("_utils.modules", "from ..nn import ConvNN2d"),
+        ("_utils.files", "def f():\n    from ..models import create_model"),
+        ("nn.convnn", "from .._utils.modules import put"),
         ("_convert", "import convnn.cli"),
         ("_convert", "from .testing import tie_free"),
         ("_convert", "from convnn import ConvNN2d"),
@@ -487,8 +501,9 @@ def test_levels_can_fail(module, source):
         ("impl.reference", "import math\nimport torch\nfrom ..types import Search"),
         ("knn", "from . import checks\nfrom .impl import choose\nfrom .impl.choose import choose_impl"),
         ("nn.hybrid", "from .convnn import ConvNN2d\nfrom ..stages import geometry\nfrom ..knn import knn_search"),
+        ("_utils.settings", "from ..errors import invalid\ndef f():\n    from .. import checks"),
+        ("models", "from .._utils.modules import put"),
         ("models", "from .._convert import convert\nfrom convnn import __version__"),
-        ("__main__", "from convnn.cli import main"),
         ("cli", "from convnn import knn_search, convert"),
         ("", "from .knn import knn_search\nfrom .nn import ConvNN2d"),
     ],

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from .errors import invalid, unknown_name
 
-Impl = Literal["auto", "reference", "dense", "tiled", "sampled", "conv", "sdpa"]
 SimilarityName = Literal["cosine", "dot", "sqeuclidean", "euclidean", "spatial"]
 Weighting = Literal["ones", "identity", "softmax"]
 

@@ -36,7 +36,7 @@ def provenance() -> dict[str, str]:
 def command_line() -> str:
     """Return the command line, with the program's name in place of its path."""
     program = Path(sys.argv[0]).name
-    return shlex.join(["convnn" if program in ("__main__.py", "cli.py") else program, *sys.argv[1:]])
+    return shlex.join(["convnn" if program == "cli.py" else program, *sys.argv[1:]])
 
 
 def _version(package: str) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from .._utils.modules import evaluating
 from ..errors import ConvNNError, invalid
 from ..nn.options import NeighborLayer
 
@@ -73,11 +74,5 @@ def run_on_shapes(model: nn.Module, *, channels: int, size: int) -> Any:
     """
     state = {name: torch.empty_like(value, device="meta")
              for name, value in (*model.named_parameters(), *model.named_buffers())}  # fmt: skip
-    modes = {part: part.training for part in model.modules()}
-    try:
-        model.eval()
-        with torch.no_grad():
-            return functional_call(model, state, torch.empty(1, channels, size, size, device="meta"))
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
+    with torch.no_grad(), evaluating(model):
+        return functional_call(model, state, torch.empty(1, channels, size, size, device="meta"))
