@@ -26,7 +26,7 @@ Place = tuple[tuple[str, ...], nn.Module]  # a layer and all its names
 
 @dataclass(frozen=True)
 class ConversionRow:
-    """What became of one layer: its names, what it was, what it is now, or why it stayed."""
+    """One layer of a conversion: its names, its original, its replacement, or the reason why it was kept."""
 
     names: tuple[str, ...]
     original: str
@@ -38,7 +38,7 @@ class ConversionRow:
 
 @dataclass
 class ConversionReport:
-    """What ``convert`` did to a model, layer by layer; print it for a table.
+    """The result of ``convert``, layer by layer; print it for a table.
 
     Attributes:
         replaced: a row per layer that was replaced.
@@ -100,7 +100,7 @@ def convert(
             a hybrid's convolution another kernel; ``convnn_bias`` and ``convnn_padding`` are the ConvNN's own.
 
     Returns:
-        The converted model; ``conversion_report`` tells what was replaced.
+        The converted model; ``conversion_report`` lists what was replaced.
 
     Raises:
         ConvNNError: no layer was chosen, none of the chosen could be replaced, or an option does not exist.

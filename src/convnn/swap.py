@@ -50,7 +50,7 @@ def options_for(layer: nn.Module, to: str) -> frozenset[str]:
 
 
 def is_ours(layer: nn.Module) -> bool:
-    """Whether a layer is one of convnn's."""
+    """Return True if a layer is one of convnn's."""
     return isinstance(layer, _OURS)
 
 
@@ -60,7 +60,7 @@ def conv_kind(layer: nn.Module) -> type[Conv] | None:
 
 
 def attention_kind(layer: nn.Module) -> bool:
-    """Whether a layer is an attention module: one that can be replaced, or one named as such that cannot."""
+    """Return True if a layer is an attention module: one that can be replaced, or one named as such that cannot."""
     return isinstance(layer, nn.MultiheadAttention) or type(layer).__name__.endswith("Attention")
 
 

@@ -13,11 +13,11 @@ from convnn.demo import run as demo
 from convnn.demo.digits import load_digits_splits
 from convnn.demo.run import run_demo
 from convnn.demo.settings import DemoSettings
-from convnn.demo.spectrum import STOPS, Plan, base_network, build, identities
-from convnn.demo.training import Task, load_weights, train_stop
+from convnn.demo.spectrum import EXPERIMENTS, TrainingPlan, base_network, build, identities
+from convnn.demo.training import Task, load_weights, train_experiment
 from convnn.demo.workers import one_thread
 
-TINY = Plan({"cnn": 2, "transformer": 2}, {"cnn": 4e-3, "transformer": 3e-3}, images=64)
+TINY = TrainingPlan({"cnn": 2, "transformer": 2}, {"cnn": 4e-3, "transformer": 3e-3}, images=64)
 VOID = {"meta", "link", "br", "img", "line", "circle", "polyline"}
 
 
@@ -53,7 +53,7 @@ def test_the_quick_demo_writes_all_its_results(quick):
     out, results, _ = quick
     assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(results))
     assert (results["status"], results["quick"], results["seeds"]) == ("finished", True, [3])
-    assert [row["key"] for row in results["rows"]] == [stop.key for stop in STOPS]
+    assert [row["key"] for row in results["rows"]] == [experiment.key for experiment in EXPERIMENTS]
     for row in results["rows"]:
         assert 0 < row["accuracy"]["mean"] <= 1
         assert row["accuracy"]["std"] is None
@@ -88,8 +88,8 @@ def test_the_report_is_one_sound_page(quick):
     assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in parser.tags
     assert "prefers-color-scheme: dark" in page
     assert all(attributes.get("alt") for tag, attributes in parser.tags if tag == "img")
-    assert sum(tag == "img" for tag, _ in parser.tags) == len(STOPS)
-    assert sum(tag == "polyline" for tag, _ in parser.tags) == len(STOPS)
+    assert sum(tag == "img" for tag, _ in parser.tags) == len(EXPERIMENTS)
+    assert sum(tag == "polyline" for tag, _ in parser.tags) == len(EXPERIMENTS)
 
 
 def test_the_report_says_what_it_must(quick):
@@ -130,19 +130,19 @@ def test_what_must_be_the_same_is():
 
 @pytest.mark.parametrize("key", ["convnn", "hybrid", "convnn_attention"])
 def test_equal_seeds_train_to_equal_networks(key):
-    (one, weights), (other, same_weights) = (train_stop(Task(key, 5, 0, TINY), lambda *_: None) for _ in range(2))
+    (one, weights), (other, same_weights) = (train_experiment(Task(key, 5, 0, TINY), lambda *_: None) for _ in range(2))
     assert one["test_accuracy"] == other["test_accuracy"]
     assert [epoch["train_loss"] for epoch in one["epochs"]] == [epoch["train_loss"] for epoch in other["epochs"]]
     assert weights == same_weights
-    different, _ = train_stop(Task(key, 6, 0, TINY), lambda *_: None)
+    different, _ = train_experiment(Task(key, 6, 0, TINY), lambda *_: None)
     assert different["epochs"][0]["train_loss"] != one["epochs"][0]["train_loss"]
 
 
 def test_trained_weights_load_again():
-    stop = next(stop for stop in STOPS if stop.key == "knn")
+    experiment = next(experiment for experiment in EXPERIMENTS if experiment.key == "knn")
     reports = []
-    run, weights = train_stop(Task("knn", 0, 0, TINY), lambda name, steps: reports.append(steps))
-    model = load_weights(build(stop, seed=9), weights)
+    run, weights = train_experiment(Task("knn", 0, 0, TINY), lambda name, steps: reports.append(steps))
+    model = load_weights(build(experiment, seed=9), weights)
     test = load_digits_splits(0, images=64)["test"]
     with torch.no_grad():
         accuracy = (model(test.images).argmax(1) == test.labels).float().mean().item()
@@ -151,12 +151,13 @@ def test_trained_weights_load_again():
 
 
 def test_networks_of_a_family_start_from_the_same_weights():
-    for stop in STOPS:
-        base, network = build(STOPS[0] if stop.family == "cnn" else STOPS[5], seed=2), build(stop, seed=2)
+    for experiment in EXPERIMENTS:
+        base = build(EXPERIMENTS[0] if experiment.family == "cnn" else EXPERIMENTS[5], seed=2)
+        network = build(experiment, seed=2)
         theirs = dict(network.named_parameters())
         shared = [name for name, p in base.named_parameters() if name in theirs and theirs[name].shape == p.shape]
         assert "head.weight" in shared
-        body = [name for name in shared if stop.family == "transformer" or not name.startswith("body")]
+        body = [name for name in shared if experiment.family == "transformer" or not name.startswith("body")]
         assert all(torch.equal(theirs[name], base.get_parameter(name)) for name in body)
 
 
@@ -179,7 +180,7 @@ def test_digits_are_split_by_the_seed_without_overlap():
 
 def test_the_whole_demo_shares_its_runs_among_processes(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "FULL", TINY)
-    monkeypatch.setattr(demo, "STOPS", (STOPS[0], STOPS[4]))
+    monkeypatch.setattr(demo, "EXPERIMENTS", (EXPERIMENTS[0], EXPERIMENTS[4]))
     monkeypatch.setattr(demo, "available_cores", lambda: 2)
     results = run_demo(DemoSettings(out=str(tmp_path)), console=Console(file=io.StringIO()))
     assert results["seeds"] == [0, 1, 2]
@@ -191,7 +192,7 @@ def test_the_whole_demo_shares_its_runs_among_processes(tmp_path, monkeypatch):
         assert row["accuracy"]["mean"] == pytest.approx(sum(accuracies) / 3)
         assert row["accuracy"]["std"] == pytest.approx(torch.tensor(accuracies, dtype=torch.float64).std().item())
         with one_thread():
-            alone, _ = train_stop(Task(row["key"], 1, 0, TINY), lambda *_: None)
+            alone, _ = train_experiment(Task(row["key"], 1, 0, TINY), lambda *_: None)
         assert alone["test_accuracy"] == runs[1]["test_accuracy"]
         assert [e["train_loss"] for e in alone["epochs"]] == [e["train_loss"] for e in runs[1]["epochs"]]
     page = (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -1,1 +1,1 @@
-"""What several applications need: fields of settings, files, provenance, quiet libraries, changes to modules."""
+"""The base of the applications: fields of settings, files, provenance, quiet libraries, changes to modules."""

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, FLOPs in three conventions, activation memory and milliseconds, layer by layer."""
+"""The costs of a model: parameters, FLOPs in three conventions, activation memory and milliseconds, layer by layer."""
 
 from .._utils.modules import evaluating
 from .counting import CONVENTIONS, count_flops, count_parameters

@@ -1,4 +1,4 @@
-"""What ``convnn profile`` and ``convnn table`` do."""
+"""``convnn profile`` and ``convnn table``."""
 
 from __future__ import annotations
 
@@ -66,14 +66,14 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _show(place: str, tables: list[Table], values: dict[str, Any]) -> None:
+def _show(path: str, tables: list[Table], values: dict[str, Any]) -> None:
     """Print the tables and write the values to a file; or print the values alone, if the file is ``-``."""
     text = to_json({**values, "provenance": provenance()})
-    if place == "-":
+    if path == "-":
         print(text)
         return
-    if place:
-        Path(place).write_text(text + "\n", encoding="utf-8")
+    if path:
+        Path(path).write_text(text + "\n", encoding="utf-8")
     try:
         from rich.console import Console
     except ImportError as error:

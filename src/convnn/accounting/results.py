@@ -1,4 +1,4 @@
-"""What ``profile`` returns: the costs of a model, in whole and row by row, as tables and as JSON."""
+"""The result of ``profile``: the costs of a model, in whole and row by row, as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SHORT = 0.01
 
 @dataclass(frozen=True)
 class ProfileRow:
-    """What one layer costs, or what a container of layers does itself.
+    """The costs of one layer, or of what a container of layers does itself.
 
     Parameters, FLOPs and bytes of all rows add up to the profile's. Milliseconds are timed apart, with hooks.
 
@@ -45,7 +45,7 @@ class ProfileRow:
 
 @dataclass(frozen=True)
 class Profile:
-    """What a model costs for one input.
+    """The costs of a model for one input.
 
     Attributes:
         model: its class, or the name that it was asked for by.

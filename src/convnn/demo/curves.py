@@ -12,7 +12,7 @@ from ..errors import invalid
 WIDTH, HEIGHT = 460, 300
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 40
 DASHES = ("", "7 3", "2 3", "10 3 2 3", "5 5")
-"""Lines differ by dash as well as by colour, for eyes and printers that do not tell the colours apart."""
+"""Lines differ by dash as well as by colour, for colour-blind readers and black-and-white printers."""
 
 
 class Curve(NamedTuple):
@@ -23,7 +23,7 @@ class Curve(NamedTuple):
 
 
 class _Scale(NamedTuple):
-    """Where an epoch and an error stand in the chart: errors between ``least`` and ``most``, logarithmically."""
+    """Coordinates of epochs and errors in the chart; errors from ``least`` to ``most`` on a logarithmic scale."""
 
     epochs: int
     least: float
@@ -40,7 +40,7 @@ class _Scale(NamedTuple):
 def line_chart(curves: Sequence[Curve], *, title: str) -> str:
     """Return a chart of accuracies by epoch with its legend, a ``<figure>`` in the page's colours ``--line-1``...
 
-    The axis shows errors on a logarithmic scale, accuracy growing upwards, so that 98 and 99 % can be told apart.
+    The axis shows errors on a logarithmic scale, accuracy growing upwards, so that 98 and 99 % differ visibly.
     Raises ConvNNError without a curve.
 
     >>> "<svg" in line_chart([Curve("conv", [0.5, 0.9])], title="Accuracy")

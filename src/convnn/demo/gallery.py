@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..explain.neighbours import NeighbourMap, Place, neighbour_maps
+from ..explain.neighbours import NeighbourMap, RowCol, neighbour_maps
 from ..explain.plots import tile
 
 DIGITS = (3, 8, 0)
@@ -38,7 +38,7 @@ def choose_digits(images: Tensor, labels: Tensor, *, digits: Sequence[int] = DIG
     return found or list(range(min(len(images), len(digits))))
 
 
-def choose_query(image: Tensor) -> Place:
+def choose_query(image: Tensor) -> RowCol:
     """Return the darkest pixel of an image ``(H, W)``, the one nearest to the middle if several are equally dark.
 
     >>> choose_query(torch.eye(5))
@@ -52,7 +52,7 @@ def choose_query(image: Tensor) -> Place:
 
 
 def gathered(
-    models: Mapping[str, nn.Module], rows: Mapping[str, Mapping[str, Any]], image: Tensor, query: Place
+    models: Mapping[str, nn.Module], rows: Mapping[str, Mapping[str, Any]], image: Tensor, query: RowCol
 ) -> list[Panel]:
     """Return a panel for every network in ``rows``: what its last neighbour-gathering layer gathers for a pixel."""
     panels = []

@@ -15,7 +15,7 @@ from . import report_parts as parts
 from .gallery import Panel, choose_digits, choose_query, gathered, tiles_html
 
 PICTURE = ("conv", "blend", "convnn", "knn")
-"""The stops of the one picture of the README, from near to alike."""
+"""The experiments of the one picture of the README, from near to alike."""
 
 
 def write_report(

@@ -24,7 +24,7 @@ def percent(accuracy: Mapping[str, Any]) -> str:
 
 
 def notice(results: Results) -> str:
-    """Say that a quick demo compares nothing."""
+    """Return the notice that a quick demo compares nothing; empty for a full one."""
     if not results["quick"]:
         return ""
     epochs = results["plan"]["epochs"]
@@ -68,7 +68,7 @@ def facts(results: Results) -> str:
 
 
 def counts(results: Results) -> str:
-    """Say what the numbers of the table are over."""
+    """Return the number of test images and seeds behind the table."""
     seeds, images = len(results["seeds"]), results["images"]
     spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
     return f"Accuracy on {images['test']} test images: {spread}."
@@ -117,7 +117,7 @@ def _bar(accuracy: Mapping[str, Any], low: float) -> str:
 
 
 def reading(results: Results) -> str:
-    """Say how to read the table."""
+    """Return the notes on how to read the table."""
     low = _low(results)
     text = (
         f"Bars run from {100 * low:.0f} to 100 %: a dot for the mean, a band for the spread. FLOPs are 2 × the "
@@ -166,7 +166,7 @@ def identities(results: Results) -> str:
 
 
 def trained_same(results: Results) -> str:
-    """Say whether convolution and spatial ConvNN also end the same after the same training."""
+    """Return a comparison of convolution and spatial ConvNN after the same training."""
     rows = _rows(results)
     if not {"conv", "spatial"} <= rows.keys():
         return ""
@@ -183,7 +183,7 @@ def trained_same(results: Results) -> str:
 
 
 def how(results: Results) -> str:
-    """Say how the networks were trained and tested."""
+    """Return how the networks were trained and tested."""
     images, plan = results["images"], results["plan"]
     seeds = ", ".join(map(str, results["seeds"]))
     return (

@@ -1,4 +1,4 @@
-"""``convnn demo``: the same small networks on real digits, all the way from convolution to attention, in minutes."""
+"""``convnn demo``: the same small networks on real digits, from convolution to attention, in minutes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ..accounting import count_flops, count_parameters
 from ..errors import missing_extra
 from .digits import load_digits_splits
 from .settings import DemoSettings
-from .spectrum import FULL, QUICK, STOPS, Plan, Stop, build, identities
-from .training import Task, load_weights, train_stop
+from .spectrum import EXPERIMENTS, FULL, QUICK, Experiment, TrainingPlan, build, identities
+from .training import Task, load_weights, train_experiment
 from .workers import available_cores, run_tasks
 
 try:
@@ -31,8 +31,7 @@ COMPARED = 100
 
 
 def run_demo(settings: DemoSettings, *, console: Console | None = None) -> dict[str, Any]:
-    """Train every stop of the spectrum, check the identities, and write results, pictures and the report to
-    ``settings.out``.
+    """Run every experiment, check the identities, and write results, pictures and the report to ``settings.out``.
 
     Returns what ``results.json`` holds; it is written after every run, so that an interrupted demo leaves what it had.
     Without ``quick`` the runs are shared among processes, one a core. Raises ConvNNError for wrong settings,
@@ -46,20 +45,20 @@ def run_demo(settings: DemoSettings, *, console: Console | None = None) -> dict[
     out = Path(settings.out)
     make_folder(out)
     plan = QUICK if settings.quick else FULL
-    tasks = [Task(stop.key, seed, settings.seed, plan) for seed in _seeds(settings) for stop in STOPS]
+    tasks = [Task(experiment.key, seed, settings.seed, plan) for seed in _seeds(settings) for experiment in EXPERIMENTS]
     workers = 1 if settings.quick else min(available_cores(), 4)
     results = _start(settings, plan, workers)
-    runs: dict[str, dict[int, dict[str, Any]]] = {stop.key: {} for stop in STOPS}
+    runs: dict[str, dict[int, dict[str, Any]]] = {experiment.key: {} for experiment in EXPERIMENTS}
     models: dict[str, nn.Module] = {}
     started = time.perf_counter()
-    epochs = sum(plan.epochs[stop.family] for stop in STOPS) * len(results["seeds"])
+    epochs = sum(plan.epochs[experiment.family] for experiment in EXPERIMENTS) * len(results["seeds"])
     with demo_progress(console, epochs) as report:
-        for position, (run, weights) in run_tasks(train_stop, tasks, report, workers=workers):
+        for position, (run, weights) in run_tasks(train_experiment, tasks, report, workers=workers):
             key, seed = tasks[position].key, tasks[position].seed
             runs[key][seed] = run
             if seed == settings.seed:
-                models[key] = load_weights(build(_stop(key), seed=seed), weights)
-            done = [stop for stop in STOPS if stop.key in models]
+                models[key] = load_weights(build(_experiment(key), seed=seed), weights)
+            done = [experiment for experiment in EXPERIMENTS if experiment.key in models]
             results["rows"] = [row(s, [runs[s.key][n] for n in sorted(runs[s.key])], models[s.key]) for s in done]
             results["seconds"] = time.perf_counter() - started
             write_json(out / "results.json", results)
@@ -71,7 +70,7 @@ def run_demo(settings: DemoSettings, *, console: Console | None = None) -> dict[
     return results
 
 
-def _start(settings: DemoSettings, plan: Plan, workers: int) -> dict[str, Any]:
+def _start(settings: DemoSettings, plan: TrainingPlan, workers: int) -> dict[str, Any]:
     """Return the results before the first run: everything but the rows."""
     splits = load_digits_splits(settings.seed, images=plan.images)
     checked = identities(splits["test"].images[:COMPARED], seed=settings.seed)
@@ -92,19 +91,19 @@ def _seeds(settings: DemoSettings) -> list[int]:
     return [settings.seed] if settings.quick else [settings.seed + offset for offset in range(3)]
 
 
-def _stop(key: str) -> Stop:
-    return next(stop for stop in STOPS if stop.key == key)
+def _experiment(key: str) -> Experiment:
+    return next(experiment for experiment in EXPERIMENTS if experiment.key == key)
 
 
-def row(stop: Stop, runs: list[dict[str, Any]], model: nn.Module) -> dict[str, Any]:
+def row(experiment: Experiment, runs: list[dict[str, Any]], model: nn.Module) -> dict[str, Any]:
     """Return one row of the table: the accuracy's mean and spread over the runs, the costs, and the runs themselves."""
     accuracies = [run["test_accuracy"] for run in runs]
     seconds = [epoch["seconds"] for run in runs for epoch in run["epochs"]]
     return {
-        "key": stop.key,
-        "family": stop.family,
-        "title": stop.title,
-        "text": stop.text,
+        "key": experiment.key,
+        "family": experiment.family,
+        "title": experiment.title,
+        "text": experiment.text,
         "accuracy": {
             "mean": statistics.fmean(accuracies),
             "std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,

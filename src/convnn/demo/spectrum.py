@@ -1,4 +1,4 @@
-"""The demo's eight stops from convolution to attention: two small networks, and what their layers are swapped for."""
+"""The demo's eight experiments, from convolution to attention: two small networks, and what replaces their layers."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Family = Literal["cnn", "transformer"]
 
 
 @dataclass(frozen=True)
-class Stop:
-    """One stop: its key in the results, the network it lives in, the name of its layer in ``LAYERS``, its words."""
+class Experiment:
+    """An experiment: its key in the results, the family of its network, its layer's name in ``LAYERS``, its words."""
 
     key: str
     family: Family
@@ -26,24 +26,22 @@ class Stop:
     text: str
 
 
-STOPS = (
-    Stop("conv", "cnn", "conv", "Convolution", "the 3 × 3 pixels around"),
-    Stop("spatial", "cnn", "spatial", "Spatial ConvNN", "the 9 nearest in place: convolution again"),
-    Stop("blend", "cnn", "blend", "Blend λ = 0.5", "9, half by place, half by likeness"),
-    Stop("convnn", "cnn", "convnn", "Feature ConvNN", "the 9 most alike, wherever they are"),
-    Stop("hybrid", "cnn", "hybrid", "Hybrid λ = 0.5", "half convolution, half ConvNN (shown)"),
-    Stop("attention", "transformer", "attention", "Attention", "every patch, by its weight"),
-    Stop("knn", "transformer", "knn", "k-NN attention", "the 9 patches of largest weight"),
-    Stop("convnn_attention", "transformer", "convnn", "ConvNN attention", "9 patches, one more weight per slot"),
+EXPERIMENTS = (
+    Experiment("conv", "cnn", "conv", "Convolution", "the 3 × 3 pixels around"),
+    Experiment("spatial", "cnn", "spatial", "Spatial ConvNN", "the 9 nearest in place: convolution again"),
+    Experiment("blend", "cnn", "blend", "Blend λ = 0.5", "9, half by place, half by likeness"),
+    Experiment("convnn", "cnn", "convnn", "Feature ConvNN", "the 9 most alike, wherever they are"),
+    Experiment("hybrid", "cnn", "hybrid", "Hybrid λ = 0.5", "half convolution, half ConvNN (shown)"),
+    Experiment("attention", "transformer", "attention", "Attention", "every patch, by its weight"),
+    Experiment("knn", "transformer", "knn", "k-NN attention", "the 9 patches of largest weight"),
+    Experiment("convnn_attention", "transformer", "convnn", "ConvNN attention", "9 patches, one more weight per slot"),
 )
 K = 9
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How each family is trained: epochs, learning rates (equal for a layer and what it is swapped for); at most so
-    many images a split.
-    """
+class TrainingPlan:
+    """Epochs and learning rates of each family (equal for a layer and its replacement), and the most images a split."""
 
     epochs: dict[Family, int]
     lr: dict[Family, float]
@@ -51,8 +49,8 @@ class Plan:
     images: int = 2000
 
 
-FULL = Plan({"cnn": 6, "transformer": 8}, {"cnn": 1e-2, "transformer": 4e-3})
-QUICK = Plan({"cnn": 2, "transformer": 2}, {"cnn": 1e-2, "transformer": 4e-3}, batch_size=16, images=240)
+FULL = TrainingPlan({"cnn": 6, "transformer": 8}, {"cnn": 1e-2, "transformer": 4e-3})
+QUICK = TrainingPlan({"cnn": 2, "transformer": 2}, {"cnn": 1e-2, "transformer": 4e-3}, batch_size=16, images=240)
 
 
 def base_network(family: Family) -> nn.Module:
@@ -62,29 +60,27 @@ def base_network(family: Family) -> nn.Module:
     return small_transformer(in_channels=1, num_classes=10, width=48, depth=2, image_size=8, patch=2)
 
 
-def build(stop: Stop, *, seed: int) -> nn.Module:
-    """Build the network of a stop; equal seeds give equal weights wherever the layers are the same.
+def build(experiment: Experiment, *, seed: int) -> nn.Module:
+    """Build the network of an experiment; equal seeds give equal weights wherever the layers are the same.
 
     The transformers start from one and the same set of weights, the attention's.
 
-    >>> sum(p.numel() for p in build(STOPS[0], seed=0).parameters())
+    >>> sum(p.numel() for p in build(EXPERIMENTS[0], seed=0).parameters())
     19242
     """
-    network = _base(stop.family, seed=seed)
-    if LAYERS[stop.layer].to is None:
+    network = _base(experiment.family, seed=seed)
+    if LAYERS[experiment.layer].to is None:
         return network
     if isinstance(network, SmallConvNet):  # the stem stays: one grey value has no direction that a cosine could compare
-        body = swap_layers(network.body, stop.layer, k=K)
+        body = swap_layers(network.body, experiment.layer, k=K)
         network.body = body if isinstance(body, nn.Sequential) else nn.Sequential(body)
         return network
-    return swap_layers(network, stop.layer, k=K, init="from_original")
+    return swap_layers(network, experiment.layer, k=K, init="from_original")
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Two networks with the same weights that must be one function: the largest difference of their outputs, and its
-    bound.
-    """
+    """Two networks that must be one function: the largest difference of their outputs, and its bound."""
 
     name: str
     text: str
@@ -93,7 +89,7 @@ class Identity:
 
     @property
     def holds(self) -> bool:
-        """Whether the difference is within its bound."""
+        """True if the difference is within its bound."""
         return self.difference <= self.bound
 
 
@@ -101,23 +97,23 @@ def identities(images: Tensor, *, seed: int) -> list[Identity]:
     """Compare, before training, what must be equal: each recovered layer with what it recovers, on images ``(B, 1, 8,
     8)``.
 
-    The recovered layers run twice: by the native kernel that they hand over to, and by the neighbour search and the
+    The recovered layers run twice: by the native kernel, and by the neighbour search and the
     gathering themselves (``impl="dense"``), which is the comparison that could fail.
     """
     found: list[Identity] = []
     tokens = 16
     for dtype, bound in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
         precision = str(dtype).removeprefix("torch.")
-        for impl, road in (("auto", "by the native kernel"), ("dense", "by neighbour search")):
+        for impl, way in (("auto", "by the native kernel"), ("dense", "by neighbour search")):
             cnn = _base("cnn", seed=seed)
             spatial = convert(cnn, "convnn", similarity="spatial", init="from_original", impl=impl)
             difference = _difference(cnn, spatial, images.to(dtype))
-            found.append(Identity("Spatial ConvNN = convolution", f"{precision}, {road}", difference, bound))
+            found.append(Identity("Spatial ConvNN = convolution", f"{precision}, {way}", difference, bound))
             former = _base("transformer", seed=seed)
             everyone = convert(former, "convnn", k=tokens, aggregation="sum", init="from_original", impl=impl)
             difference = _difference(former, everyone, images.to(dtype))
             name = f"k-NN attention, k = N = {tokens} = attention"
-            found.append(Identity(name, f"{precision}, {road}", difference, bound))
+            found.append(Identity(name, f"{precision}, {way}", difference, bound))
     return sorted(found, key=lambda identity: identity.name.lower(), reverse=True)
 
 

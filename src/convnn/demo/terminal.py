@@ -1,4 +1,4 @@
-"""What the demo shows in the terminal: one progress bar over all runs, then the table of the report."""
+"""The demo's output in the terminal: one progress bar over all runs, then the table of the report."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ except ImportError as error:
 
 @contextmanager
 def demo_progress(console: Console, epochs: int) -> Iterator[Callable[[str, int], None]]:
-    """Show a bar over all epochs of all runs; yields the function that names the run and moves the bar on."""
+    """Show a bar over all epochs of all runs; yields the function that names the run and advances it."""
     columns = (
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
@@ -40,10 +40,10 @@ def demo_progress(console: Console, epochs: int) -> Iterator[Callable[[str, int]
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("starting", total=epochs)
 
-        def move(name: str, steps: int) -> None:
+        def advance(name: str, steps: int) -> None:
             bar.update(task, description=name, advance=steps)
 
-        yield move
+        yield advance
         bar.update(task, description="done")
 
 

@@ -1,4 +1,4 @@
-"""One run of the demo: one stop, one seed, trained from the first epoch to the last and tested once."""
+"""One run of the demo: one experiment with one seed, trained to the last epoch and tested once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..train.data import TensorData
 from ..train.module import Classifier, Optimisation
 from ..train.record import Recorder
 from .digits import load_digits_splits
-from .spectrum import STOPS, Plan, build
+from .spectrum import EXPERIMENTS, TrainingPlan, build
 from .workers import Report
 
 try:
@@ -24,23 +24,24 @@ except ImportError as error:
 
 
 class Task(NamedTuple):
-    """What a worker is told: the stop's key, the run's seed, the seed of the splits and the plan."""
+    """A run for a worker: the key of its experiment, its seed, the seed of the splits and the plan."""
 
     key: str
     seed: int
     split_seed: int
-    plan: Plan
+    plan: TrainingPlan
 
 
-def train_stop(task: Task, report: Report) -> tuple[dict[str, Any], bytes]:
-    """Train one stop with one seed; return the run's record and the trained weights as ``load_weights`` reads them.
+def train_experiment(task: Task, report: Report) -> tuple[dict[str, Any], bytes]:
+    """Train one experiment with one seed; return the run's record and the weights as ``load_weights`` reads them.
 
     Nothing is chosen: the last epoch's weights are tested, once. The validation images are only watched.
     """
-    stop = next(stop for stop in STOPS if stop.key == task.key)
+    experiment = next(experiment for experiment in EXPERIMENTS if experiment.key == task.key)
     plan = task.plan
-    model = build(stop, seed=task.seed)
-    classifier = Classifier(model, num_classes=10, optimisation=Optimisation(lr=plan.lr[stop.family]), seed=task.seed)
+    model = build(experiment, seed=task.seed)
+    optimisation = Optimisation(lr=plan.lr[experiment.family])
+    classifier = Classifier(model, num_classes=10, optimisation=optimisation, seed=task.seed)
     recorder = Recorder()
     data = TensorData(
         load_digits_splits(task.split_seed, images=plan.images), batch_size=plan.batch_size, seed=task.seed
@@ -48,8 +49,8 @@ def train_stop(task: Task, report: Report) -> tuple[dict[str, Any], bytes]:
     with quiet_lightning():
         trainer = Trainer(
             accelerator="cpu",
-            max_epochs=plan.epochs[stop.family],
-            callbacks=[recorder, _Ticker(f"{stop.title}, seed {task.seed}", report)],
+            max_epochs=plan.epochs[experiment.family],
+            callbacks=[recorder, _ProgressCallback(f"{experiment.title}, seed {task.seed}", report)],
             logger=False,
             num_sanity_val_steps=0,
             enable_model_summary=False,
@@ -65,13 +66,13 @@ def train_stop(task: Task, report: Report) -> tuple[dict[str, Any], bytes]:
 
 
 def load_weights(model: nn.Module, weights: bytes) -> nn.Module:
-    """Load weights that ``train_stop`` returned; returns the model, in eval mode."""
+    """Load weights that ``train_experiment`` returned; returns the model, in eval mode."""
     model.load_state_dict(torch.load(io.BytesIO(weights), weights_only=True))
     return model.eval()
 
 
-class _Ticker(Callback):
-    """Moves the demo's progress bar on by one at the end of every epoch."""
+class _ProgressCallback(Callback):
+    """Advances the demo's progress bar by one at the end of every epoch."""
 
     def __init__(self, name: str, report: Report) -> None:
         self.name, self.report = name, report
@@ -81,5 +82,5 @@ class _Ticker(Callback):
         self.report(f"{self.name}, epoch {trainer.current_epoch + 1} of {trainer.max_epochs}", 0)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Move on by one epoch."""
+        """Advance the bar by one epoch."""
         self.report(self.name, 1)

@@ -54,28 +54,28 @@ def run_tasks(work: Work, tasks: Sequence[Any], report: Report, *, workers: int)
     events: Any = context.Queue()
     for position, task in enumerate(tasks):
         todo.put((position, task))
-    crew = [
+    processes = [
         context.Process(target=_serve, args=(work, todo, events), daemon=True) for _ in range(min(workers, len(tasks)))
     ]
-    for _ in crew:
+    for _ in processes:
         todo.put(None)
-    for process in crew:
+    for process in processes:
         process.start()
     try:
-        yield from _collect(events, crew, len(tasks), report)
+        yield from _collect(events, processes, len(tasks), report)
     finally:
-        for process in crew:
+        for process in processes:
             process.terminate()
-        for process in crew:
+        for process in processes:
             process.join()
 
 
-def _collect(events: Any, crew: Sequence[Any], count: int, report: Report) -> Iterator[tuple[int, Any]]:
+def _collect(events: Any, processes: Sequence[Any], count: int, report: Report) -> Iterator[tuple[int, Any]]:
     while count:
         try:
             kind, *content = events.get(timeout=1.0)
         except queue.Empty:
-            dead = [process.exitcode for process in crew if process.exitcode not in (None, 0)]
+            dead = [process.exitcode for process in processes if process.exitcode not in (None, 0)]
             if dead:
                 raise RuntimeError(f"a worker process died (exit code {dead[0]}); is there enough memory?") from None
             continue
@@ -89,7 +89,7 @@ def _collect(events: Any, crew: Sequence[Any], count: int, report: Report) -> It
 
 
 def _serve(work: Work, todo: Any, events: Any) -> None:
-    """Be a worker: take tasks until there are none. The parent handles interrupts and ends this process."""
+    """Worker loop: take tasks until there are none. The parent handles interrupts and ends this process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     while (item := todo.get()) is not None:

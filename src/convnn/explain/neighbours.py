@@ -16,12 +16,12 @@ from ..nn import ConvNN2d, ConvNNAttention
 from ..stages.geometry import padded_lattice
 from ..types import Neighbors
 
-Place = tuple[int, int]
+RowCol = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class NeighbourMap:
-    """What one layer gathers for one query, in slot order.
+    """The positions that one layer gathers for one query, in slot order.
 
     Attributes:
         grid: rows and columns of the map that the layer gathers from, without padding.
@@ -31,9 +31,9 @@ class NeighbourMap:
         weight: what each neighbour is weighted with where the layer takes a softmax; empty where all weights are 1.
     """
 
-    grid: Place
-    query: Place
-    places: tuple[Place, ...]
+    grid: RowCol
+    query: RowCol
+    places: tuple[RowCol, ...]
     similarity: tuple[float, ...]
     weight: tuple[float, ...] = ()
 
@@ -43,7 +43,7 @@ class NeighbourMap:
 
 
 def neighbour_map(
-    layer: nn.Module, x: Tensor, query: Place, *, grid: Place | None = None, prefix: int = 0, head: int = 0
+    layer: nn.Module, x: Tensor, query: RowCol, *, grid: RowCol | None = None, prefix: int = 0, head: int = 0
 ) -> NeighbourMap:
     """Return what ``layer`` gathers for the output position ``query``, of the first element of the batch ``x``.
 
@@ -84,28 +84,28 @@ def neighbour_map(
     return NeighbourMap(grid, query, places, tuple(similarity[kept].tolist()), weight)
 
 
-def _of_map(layer: Any, found: Neighbors, x: Tensor, query: Place) -> NeighbourMap:
+def _of_map(layer: Any, found: Neighbors, x: Tensor, query: RowCol) -> NeighbourMap:
     """Convert indices of the padded map, in raster order, to rows and columns of the map without padding."""
     grid, outputs = _sizes(layer, x)
     (top, left), columns = layer.padding, grid[1] + 2 * layer.padding[1]
     row = _flat(query, outputs)
     similarity, index = found.similarity[0, row], found.index[0, row]
     places = tuple((int(i) // columns - top, int(i) % columns - left) for i in index)
-    stands = tuple(
+    position = tuple(
         q * s + m - p for q, s, m, p in zip(query, layer.stride, layer.query_margin, layer.padding, strict=True)
     )
     weight = tuple(similarity.softmax(-1).tolist()) if layer.weighting == "softmax" else ()
-    return NeighbourMap(grid, (stands[0], stands[1]), places, tuple(similarity.tolist()), weight)
+    return NeighbourMap(grid, (position[0], position[1]), places, tuple(similarity.tolist()), weight)
 
 
-def _sizes(layer: Any, x: Tensor) -> tuple[Place, Place]:
+def _sizes(layer: Any, x: Tensor) -> tuple[RowCol, RowCol]:
     """Return the un-padded map's rows and columns, and the output's."""
     grid = (x.shape[2] // layer.unshuffle, x.shape[3] // layer.unshuffle)
     rows, columns = padded_lattice(grid, layer.padding, layer.query_margin, stride=layer.stride).shape
     return grid, (rows, columns)
 
 
-def _flat(query: Place, grid: Place) -> int:
+def _flat(query: RowCol, grid: RowCol) -> int:
     if not (0 <= query[0] < grid[0] and 0 <= query[1] < grid[1]):
         expected = f"a row in 0..{grid[0] - 1} and a column in 0..{grid[1] - 1}"
         raise invalid("query", expected, query, "choose a position of the layer's output")
@@ -159,7 +159,7 @@ def _keeper(
     return keep
 
 
-def neighbour_maps(model: nn.Module, image: Tensor, query: Place) -> dict[str, NeighbourMap]:
+def neighbour_maps(model: nn.Module, image: Tensor, query: RowCol) -> dict[str, NeighbourMap]:
     """Return what every layer of a model gathers for one pixel of an image ``(C, H, W)``, by the layer's name.
 
     The query is the position of each layer's output that contains the pixel. Token grids and class tokens are read from
@@ -171,7 +171,7 @@ def neighbour_maps(model: nn.Module, image: Tensor, query: Place) -> dict[str, N
     (2, 5)
     """
     height, width = image.shape[-2:]
-    patches: Place | None = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    patches: RowCol | None = getattr(getattr(model, "patch_embed", None), "grid_size", None)
     prefix = int(getattr(model, "num_prefix_tokens", 0))
     found: dict[str, NeighbourMap] = {}
     for name, (layer, x) in capture_inputs(model, image.unsqueeze(0)).items():
@@ -187,8 +187,8 @@ def neighbour_maps(model: nn.Module, image: Tensor, query: Place) -> dict[str, N
     return found
 
 
-def _nearest_output(layer: nn.Module, x: Tensor, share: tuple[float, float]) -> Place:
-    """Return the output position nearest to a place, which is given as a share of the map's height and width."""
+def _nearest_output(layer: nn.Module, x: Tensor, share: tuple[float, float]) -> RowCol:
+    """Return the output position nearest to a point, given as a share of the map's height and width."""
     finder = _finder(layer)
     inner: Any = getattr(finder, "convnn", finder)
     grid, outputs = _sizes(inner, x)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..errors import invalid, missing_extra
-from .neighbours import NeighbourMap, Place
+from .neighbours import NeighbourMap, RowCol
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,7 +72,7 @@ def _outline(axes: Axes, size: tuple[int, int], margin: int) -> None:
         axes.add_patch(outer)
 
 
-def _mark(axes: Axes, place: Place, cell: tuple[float, float], *, shade: float, number: str, point: float) -> None:
+def _mark(axes: Axes, place: RowCol, cell: tuple[float, float], *, shade: float, number: str, point: float) -> None:
     """Mark a neighbour: a tint over its pixels, which stay visible, and its slot's number on a disc."""
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.patches import Circle, Rectangle
@@ -91,7 +91,7 @@ def _mark(axes: Axes, place: Place, cell: tuple[float, float], *, shade: float, 
         axes.text(*place_of, number, ha="center", va="center_baseline", color=ink, size=size, weight="bold", zorder=4)
 
 
-def _frame(axes: Axes, place: Place, cell: tuple[float, float], *, colour: Any, width: float) -> None:
+def _frame(axes: Axes, place: RowCol, cell: tuple[float, float], *, colour: Any, width: float) -> None:
     """Draw a frame just inside a position's pixels, ``width`` points wide."""
     from matplotlib.patches import Rectangle
 

@@ -28,7 +28,7 @@ NOTES = "convnn.json"
 
 @dataclass(frozen=True)
 class Exported:
-    """What ``export`` wrote.
+    """The file that ``export`` wrote.
 
     Attributes:
         path: the file.
@@ -97,7 +97,7 @@ def export(
     """
     from .source import load_source  # it brings timm, which the options and their help need not
 
-    path, tell = Path(path), say or _silent
+    path, log = Path(path), say or _silent
     batch = None if batch_size == "dynamic" else batch_size
     check_format(format, opset)
     check_path(path, format, argument="path")
@@ -106,7 +106,7 @@ def export(
     if format == "onnx":
         to_onnx.check_installed()
     if not isinstance(model_or_checkpoint, nn.Module):
-        tell(f"Loading {model_or_checkpoint}")
+        log(f"Loading {model_or_checkpoint}")
     source = load_source(model_or_checkpoint)
     size = image_size or source.size
     if size is None:
@@ -116,23 +116,23 @@ def export(
     images = example_images(model, shape, batch or TRACED)
     check_runs(model, images)
     count = "any number" if batch is None else str(batch)
-    tell(f"Tracing {source.name} for images of {size} x {size}, {count} at a time")
+    log(f"Tracing {source.name} for images of {size} x {size}, {count} at a time")
     without = to_onnx.not_in_onnx() if format == "onnx" else None
     program = trace(model, images, any_batch=batch is None, without=without)
     notes = {"convnn_version": json.dumps(__version__), **source.notes}
     with _staged(path) as file:
-        tell(f"Writing {path}")
+        log(f"Writing {path}")
         used = _write(program, file, format, opset, notes)
         compared = None
         if verify:
             batches = (1, 3) if batch is None else (batch, batch)
-            tell(f"Running it on {' and '.join(map(str, batches))} random images, beside the model")
+            log(f"Running it on {' and '.join(map(str, batches))} random images, beside the model")
             compared = compare(_runner(file, format), program, model, shape=shape, batches=batches)
     return Exported(path, format, (batch, *shape), used, compared)
 
 
 def _silent(_: str) -> None:
-    """Say nothing."""
+    """Print nothing."""
 
 
 def _write(program: ExportedProgram, file: Path, kind: str, opset: int | None, notes: dict[str, str]) -> int | None:
@@ -151,7 +151,7 @@ def _runner(file: Path, kind: str) -> Callable[[Tensor], Tensor]:
 
 @contextmanager
 def _staged(path: Path) -> Iterator[Path]:
-    """Let a file be written and tried elsewhere; it takes its place, with what is beside it, if all is well."""
+    """Give a path in a temporary folder; its files are moved beside ``path`` at the end, if nothing is raised."""
     with ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

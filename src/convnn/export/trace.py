@@ -83,7 +83,7 @@ def trace(
     for part in program.graph_module.modules():
         if isinstance(part, torch.fx.GraphModule):
             _refuse_custom(part)
-            _forget_places(part)
+            _drop_stack_traces(part)
     return program
 
 
@@ -127,8 +127,8 @@ def _refuse_custom(part: torch.fx.GraphModule) -> None:
         raise invalid("model", "layers whose operators have plain forms", got, "leave those layers out of the export")
 
 
-def _forget_places(part: torch.fx.GraphModule) -> None:
-    """Drop what tells from which files, in which folders, the model was traced: it would be saved with the program."""
+def _drop_stack_traces(part: torch.fx.GraphModule) -> None:
+    """Drop the stack traces of the model's code: file and folder names would be saved with the program."""
     for node in part.graph.nodes:
         node.meta.pop("stack_trace", None)
 

@@ -1,4 +1,4 @@
-"""What ``layer`` means: a name for each stop between convolution and attention, and the conversion that goes there."""
+"""The ``layer=`` presets of ``create_model``, from convolution to attention, and the conversion that each performs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CONVOLUTIONS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 @dataclass(frozen=True)
 class Swap:
-    """One stop: what is swapped (``of``), into what (``to``; None changes nothing), and with which options."""
+    """A preset: what is swapped (``of``), into what (``to``; None changes nothing), and with which options."""
 
     to: Literal["convnn", "hybrid"] | None
     of: Literal["convolutions", "attention", "both"]
@@ -137,7 +137,7 @@ def check_layer(layer: str) -> None:
 
 
 def _similarity(layer: str, similarity: Similarity) -> Similarity:
-    """Refuse a similarity that contradicts the layer's name."""
+    """Raise ConvNNError for a similarity that contradicts the layer's name."""
     fixed = LAYERS[layer].options.get("similarity")
     agrees = isinstance(similarity, Blend) if isinstance(fixed, Blend) else similarity == fixed
     if fixed is not None and not agrees:

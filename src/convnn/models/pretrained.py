@@ -135,7 +135,7 @@ def _build(architecture: dict[str, Any]) -> nn.Module:
 
 
 def _check_rebuilds(model: nn.Module, architecture: dict[str, Any]) -> None:
-    """Refuse a model that was changed since it was made, so that what is saved can be loaded."""
+    """Raise ConvNNError for a model that was changed since it was made: what is saved could not be loaded."""
     built = _build(architecture)
     problem = _difference(_shapes(built.state_dict()), _shapes(model.state_dict()))
     if not problem:
@@ -158,7 +158,7 @@ def _shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def _difference(expected: dict[str, tuple[int, ...]], got: dict[str, tuple[int, ...]], *, strict: bool = True) -> str:
-    """Say how weights differ in name or shape from those expected; empty if they do not."""
+    """Return how weights differ in name or shape from those expected; empty if they do not."""
     for name, shape in got.items():
         if name in expected and expected[name] != shape:
             return f"{name} of shape {shape} instead of {expected[name]}"

@@ -22,7 +22,7 @@ class Recorder(Checkpoint):
 
     In this order: ``best.ckpt`` (if the validation accuracy is the best so far), ``last.ckpt`` (to resume from) and
     ``result.json`` (``header``, the status, the history, the best epoch). Without one it only remembers. An epoch that
-    leaves weights that are not finite is not written: it raises DivergedError, and the checkpoints before it stand.
+    leaves weights that are not finite is not written: it raises DivergedError, and the checkpoints before it remain.
     """
 
     def __init__(self, folder: Path | None = None, *, header: dict[str, Any] | None = None) -> None:
@@ -71,7 +71,7 @@ class Recorder(Checkpoint):
         self.write()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Write down that the run was cut off; the last epoch's checkpoint stands."""
+        """Record that the run was cut off; the last epoch's checkpoint remains."""
         if isinstance(exception, DivergedError):
             self.result.update(best=None, diverged=str(exception))
             self.write("diverged")

@@ -39,13 +39,12 @@ def train(settings: TrainSettings, *, say: Callable[[str], None] | None = None) 
 
     Returns what ``result.json`` in ``settings.out`` holds. With ``settings.resume`` the run in that folder goes on from
     its last epoch, exactly as if it had not been interrupted; a finished run is returned as it is. Ctrl-C raises
-    KeyboardInterrupt; everything but the running epoch is kept. ``say`` is given the lines that tell which data were
-    found.
+    KeyboardInterrupt; everything but the running epoch is kept. ``say`` receives the lines about the data found.
 
     Raises:
         ConvNNError: settings that are wrong or differ from those of the run to resume; a folder that holds another run;
             data that are in doubt, cannot be read, or are not those that the run to resume was started with.
-        DivergedError: a loss or a weight that is not finite; the checkpoints of the epochs before stand.
+        DivergedError: a loss or a weight that is not finite; the checkpoints of the epochs before remain.
     """
     settings = resumed(settings) if settings.resume else settings
     settings.check()
@@ -155,7 +154,7 @@ def _interruptible(recorder: Recorder) -> Iterator[None]:
 
 
 def _silent(_: str) -> None:
-    """Say nothing."""
+    """Print nothing."""
 
 
 def _optimisation(settings: TrainSettings) -> Optimisation:

@@ -1,6 +1,4 @@
-"""What a run trains on, validates on and tests on: cut by the seed where no split exists, kept with the run, and
-compared when it is resumed.
-"""
+"""The splits of a run: cut by the seed where none exist, kept with the run, and compared when it is resumed."""
 
 from __future__ import annotations
 
@@ -59,7 +57,7 @@ def save_splits(record: Mapping[str, Any], path: Path) -> None:
 
 
 def check_splits(record: Mapping[str, Any], path: Path) -> None:
-    """Refuse to resume a run on other data than it was started with, saying what differs.
+    """Raise ConvNNError, with what differs, for a run to resume on other data than it was started with.
 
     Raises ConvNNError, also for a run of which no splits were kept.
     """
@@ -94,7 +92,7 @@ def _changed(path: Path) -> ConvNNError:
 
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Say in words how two records of splits differ."""
+    """Return in words how two records of splits differ."""
     if before.keys() != now.keys() or not all("files" in split for split in (*before.values(), *now.values())):
         return f"other images ({_counts(now)}; they were {_counts(before)})"
     old, new = (
@@ -105,8 +103,8 @@ def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         "removed": [name for name in old if name not in new],
         "of another size": [name for name in new if name in old and old[name] != new[name]],
     }
-    told = [f"{len(names):,} {kind} ({shown_names(names)})" for kind, names in kinds.items() if names]
-    return "files that differ: " + ", ".join(told) if told else "the same files in other splits"
+    differing = [f"{len(names):,} {kind} ({shown_names(names)})" for kind, names in kinds.items() if names]
+    return "files that differ: " + ", ".join(differing) if differing else "the same files in other splits"
 
 
 def _counts(splits: Mapping[str, Any]) -> str:
