@@ -140,3 +140,21 @@ def test_what_cannot_be_shown(layer, shape, options, message):
 
 def test_a_map_is_a_value():
     assert NeighbourMap((1, 1), (0, 0), ((0, 0),), (1.0,)) == NeighbourMap((1, 1), (0, 0), ((0, 0),), (1.0,))
+
+
+def test_attention_of_another_kind_is_left_out_of_a_model_s_maps():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), AttentionInWindows())
+    assert set(neighbour_maps(model, torch.randn(3, 6, 6), (2, 3))) == {"0"}
+    with pytest.raises(ConvNNError, match="layer: expected a layer that gathers neighbours, got AttentionInWindows"):
+        neighbour_map(AttentionInWindows(), torch.randn(1, 36, 8), (2, 3))
+
+
+class AttentionInWindows(nn.Module):
+    """Has what timm's Attention has, and computes something else, as Swin's does."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.num_heads = nn.Linear(8, 24), 2
+
+    def forward(self, x):
+        return x

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .._utils.modules import evaluating
 from ..errors import invalid
 from ..nn import ConvNN2d, ConvNNAttention
+from ..nn.from_attention import is_timm_attention
 from ..stages.geometry import padded_lattice
 from ..types import Neighbors
 
@@ -118,7 +119,7 @@ def _finder(layer: nn.Module) -> Any:
         return layer
     if isinstance(layer, nn.Conv2d):
         return ConvNN2d.from_conv(layer)
-    if isinstance(layer, nn.MultiheadAttention) or (hasattr(layer, "qkv") and hasattr(layer, "num_heads")):
+    if isinstance(layer, nn.MultiheadAttention) or is_timm_attention(layer):
         return ConvNNAttention.from_attention(layer)
     return None
 
