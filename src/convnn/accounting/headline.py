@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import missing_extra
 from ..models import create_model
 from .counting import CONVENTIONS, count_parameters, record_products
+from .results import empty_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -77,19 +77,12 @@ def cut(number: float, digits: int = 3) -> str:
 
 def headline_table(rows: list[HeadlineRow]) -> Table:
     """Return the rows as a rich table, published and ours side by side; raises MissingExtraError without rich."""
-    try:
-        from rich.box import SIMPLE_HEAD
-        from rich.table import Table
-    except ImportError as error:
-        raise missing_extra("rich", "cli") from error
     caption = (
         f"theirs: published, the accuracy (top-1, %) too: {SOURCE}\n"
         "ours: the same models, not trained; GFLOPs (2 x multiply-adds) by convention\n"
         "Parameters in millions. Further digits are cut off, as theirs were."
     )
-    title = "ResNet-50 for ImageNet-1K, one image of 224 x 224, k = 9"
-    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left",
-                  box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)  # fmt: skip
+    table = empty_table(title="ResNet-50 for ImageNet-1K, one image of 224 x 224, k = 9", caption=caption)
     table.add_column("\nmodel")
     for name in ("top-1", "params", "GFLOPs"):
         table.add_column(f"theirs\n{name}", justify="right")

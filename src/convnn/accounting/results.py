@@ -130,7 +130,7 @@ def memory(number: float) -> str:
 
 
 def _totals(profile: Profile) -> Table:
-    table = _table(profile)
+    table = empty_table(caption="\n".join(profile.notes) or None)
     table.add_column("")
     table.add_column("total", justify="right")
     table.add_row("model", profile.model)
@@ -149,7 +149,7 @@ def _totals(profile: Profile) -> Table:
 
 
 def _layers(profile: Profile) -> Table:
-    table = _table(profile)
+    table = empty_table(caption="\n".join(profile.notes) or None)
     for name in ("layer", "kind"):
         table.add_column(f"\n{name}", overflow="fold")
     cells = _cells_of(profile)
@@ -163,15 +163,15 @@ def _layers(profile: Profile) -> Table:
     return table
 
 
-def _table(profile: Profile) -> Table:
-    """Return an empty table, narrow enough for long names, with the profile's notes below."""
+def empty_table(*, title: str | None = None, caption: str | None = None) -> Table:
+    """Return a rich table without columns, narrow enough for long names; raises MissingExtraError without rich."""
     try:
         from rich.box import SIMPLE_HEAD
         from rich.table import Table
     except ImportError as error:
         raise missing_extra("rich", "cli") from error
-    return Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption="\n".join(profile.notes) or None,
-                 caption_justify="left")  # fmt: skip
+    return Table(title=title, title_justify="left", caption=caption, caption_justify="left",
+                 box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)  # fmt: skip
 
 
 def _is_listed(row: ProfileRow, profile: Profile) -> bool:

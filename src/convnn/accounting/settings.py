@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import checks
 from .._utils.settings import option, positional
-from ..errors import invalid, unknown_name
+from ..errors import invalid
 from .counting import check_convention
 
 TABLES = ("headline",)
@@ -46,8 +46,7 @@ class ProfileSettings:
                 checks.whole(field, getattr(self, field))
         for field in ("batch_size", "runs"):
             checks.whole(field, getattr(self, field))
-        if self.device not in DEVICES:
-            raise unknown_name("device", self.device, DEVICES)
+        checks.name("device", self.device, DEVICES)
         _check_file("json", self.json)
         if not self.model:
             raise invalid("model", "a model's name or a folder", "nothing", "e.g. resnet50_hybrid_random32")
@@ -90,8 +89,7 @@ class TableSettings:
 
     def check(self) -> None:
         """Raise ConvNNError for the first field that is wrong."""
-        if self.name not in TABLES:
-            raise unknown_name("name", self.name, TABLES)
+        checks.name("name", self.name, TABLES)
         _check_file("json", self.json)
 
 

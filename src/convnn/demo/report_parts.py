@@ -31,8 +31,7 @@ def notice(results: Results) -> str:
     return (
         '<p class="notice" role="note"><strong>This is a quick run.</strong> '
         f"One seed, {epochs['cnn']} and {epochs['transformer']} epochs on {results['images']['train']} images: "
-        f"enough to see "
-        "that everything works, too little to compare the layers. Run <code>convnn demo</code> without "
+        "enough to see that everything works, too little to compare the layers. Run <code>convnn demo</code> without "
         "<code>--quick</code> for that.</p>"
     )
 
@@ -40,31 +39,21 @@ def notice(results: Results) -> str:
 def facts(results: Results) -> str:
     """Return the headline numbers."""
     rows = _rows(results)
-    spatial = max(
-        i["difference"] for i in results["identities"] if i["name"].startswith("Spatial") and "32" in i["text"]
-    )
-    attention = max(i["difference"] for i in results["identities"] if "attention" in i["name"] and "32" in i["text"])
-    entries = [
-        (
-            _difference(spatial),
-            "largest difference between the convolutional network and the same one with spatial ConvNN layers",
-        ),
-        (
-            _difference(attention),
-            "largest difference between the transformer and the same one with k‑NN attention over all tokens",
-        ),
-    ]
+    single = [identity for identity in results["identities"] if "32" in identity["text"]]
+    spatial = max(identity["difference"] for identity in single if identity["name"].startswith("Spatial"))
+    attention = max(identity["difference"] for identity in single if "attention" in identity["name"])
+    one = "largest difference between the convolutional network and the same one with spatial ConvNN layers"
+    other = "largest difference between the transformer and the same one with k‑NN attention over all tokens"
+    entries = [(_difference(spatial), one), (_difference(attention), other)]
     if results["quick"] or not {"conv", "hybrid"} <= rows.keys():
         count = sum(row["accuracy"]["n"] for row in results["rows"])
         entries.append((f"{results['seconds']:.0f} s", f"to train {count} networks from scratch on this machine"))
     else:
         both = f"{_mean(rows['conv'])} → {_mean(rows['hybrid'])}"
-        entries.append(
-            (both, f"test accuracy from convolution to the hybrid, at {_more(rows['hybrid'], rows['conv'])}")
-        )
-    return "".join(
-        f"<li><b>{html.escape(number)}</b><span>{html.escape(words)}</span></li>" for number, words in entries
-    )
+        cost = _more(rows["hybrid"], rows["conv"])
+        entries.append((both, f"test accuracy from convolution to the hybrid, at {cost}"))
+    items = (f"<li><b>{html.escape(number)}</b><span>{html.escape(words)}</span></li>" for number, words in entries)
+    return "".join(items)
 
 
 def counts(results: Results) -> str:
@@ -109,11 +98,9 @@ def _bar(accuracy: Mapping[str, Any], low: float) -> str:
 
     mean, std = accuracy["mean"], accuracy["std"] or 0.0
     spread = f'<line class="spread" x1="{x(mean - std):.1f}" x2="{x(mean + std):.1f}" y1="6" y2="6"/>' if std else ""
-    return (
-        f'<svg class="bar" viewBox="0 0 150 12" aria-hidden="true"><line class="track" x1="6" x2="144" y1="6" '
-        f'y2="6"/>{spread}'
-        f'<circle class="dot" cx="{x(mean):.1f}" cy="6" r="4.5"/></svg>'
-    )
+    track = '<line class="track" x1="6" x2="144" y1="6" y2="6"/>'
+    dot = f'<circle class="dot" cx="{x(mean):.1f}" cy="6" r="4.5"/>'
+    return f'<svg class="bar" viewBox="0 0 150 12" aria-hidden="true">{track}{spread}{dot}</svg>'
 
 
 def reading(results: Results) -> str:
@@ -121,14 +108,13 @@ def reading(results: Results) -> str:
     low = _low(results)
     text = (
         f"Bars run from {100 * low:.0f} to 100 %: a dot for the mean, a band for the spread. FLOPs are 2 × the "
-        f"multiply-adds that one forward pass "
-        "really performs, the search for neighbours included. Seconds are the median training epoch, on one thread."
+        "multiply-adds that one forward pass really performs, the search for neighbours included. Seconds are the "
+        "median training epoch, on one thread."
     )
     if not results["quick"]:
         text += (
             " A difference within the spread is no difference. The digits are centred and tiny, which suits "
-            "convolution; they show how the layers behave, "
-            "not which one is best."
+            "convolution; they show how the layers behave, not which one is best."
         )
     return text
 
@@ -157,8 +143,8 @@ def identities(results: Results) -> str:
     for entry in results["identities"]:
         verdict = '<span class="same">✓ same</span>' if entry["holds"] else '<span class="differs">✗ differs</span>'
         body.append(
-            f'<tr><th scope="row">{html.escape(entry["name"])}</th><td data-label="compared '
-            f'in">{html.escape(entry["text"])}</td>'
+            f'<tr><th scope="row">{html.escape(entry["name"])}</th>'
+            f'<td data-label="compared in">{html.escape(entry["text"])}</td>'
             f'<td data-label="largest difference">{_difference(entry["difference"])}</td>'
             f'<td data-label="allowed">{_difference(entry["bound"])}</td><td data-label="verdict">{verdict}</td></tr>'
         )
@@ -172,34 +158,29 @@ def trained_same(results: Results) -> str:
         return ""
     pairs = list(zip(rows["conv"]["runs"], rows["spatial"]["runs"], strict=True))
     equal = sum(one["test_accuracy"] == other["test_accuracy"] for one, other in pairs)
-    shown = ", ".join(
-        f"{100 * one['test_accuracy']:.2f} and {100 * other['test_accuracy']:.2f} %" for one, other in pairs
-    )
+    percents = [(100 * one["test_accuracy"], 100 * other["test_accuracy"]) for one, other in pairs]
+    shown = ", ".join(f"{one:.2f} and {other:.2f} %" for one, other in percents)
     verdict = "the same" if equal == len(pairs) else f"the same for {equal} of {len(pairs)} seeds"
-    return (
-        "And after the same training on the same batches, convolution and spatial ConvNN have "
-        f"{verdict} test accuracy: {shown}."
-    )
+    before = "And after the same training on the same batches, convolution and spatial ConvNN have"
+    return f"{before} {verdict} test accuracy: {shown}."
 
 
 def how(results: Results) -> str:
     """Return how the networks were trained and tested."""
     images, plan = results["images"], results["plan"]
     seeds = ", ".join(map(str, results["seeds"]))
+    epochs, rates = plan["epochs"], plan["lr"]
     return (
         f"scikit-learn's handwritten digits, 8 × 8 pixels, shuffled once: {images['train']} images to train on, "
-        f"{images['val']} to watch, "
-        f"{images['test']} for the test. The convolutional network has a stem, two 3 × 3 layers of width 32 at full "
-        f"resolution (these are swapped) and "
-        "a linear head; the transformer has two blocks of width 48 with four heads on 16 patches. All layers of one "
-        "network start from the same seed and "
-        f"see the same batches of {plan['batch_size']}: {plan['epochs']['cnn']} and {plan['epochs']['transformer']} "
-        f"epochs of AdamW with warm-up and a cosine, "
-        f"learning rates {plan['lr']['cnn']:g} and {plan['lr']['transformer']:g}. A run chooses nothing: the weights "
-        f"after the last epoch are tested, once. (The recipe itself was settled while looking at accuracies on these "
-        f"digits, test images among them: read differences, not records.) "
-        f"{'Seeds' if len(results['seeds']) > 1 else 'Seed'}: {seeds}. The pictures show the "
-        f"networks of the first seed."
+        f"{images['val']} to watch, {images['test']} for the test. The convolutional network has a stem, two 3 × 3 "
+        "layers of width 32 at full resolution (these are swapped) and a linear head; the transformer has two blocks "
+        "of width 48 with four heads on 16 patches. All layers of one network start from the same seed and see the "
+        f"same batches of {plan['batch_size']}: {epochs['cnn']} and {epochs['transformer']} epochs of AdamW with "
+        f"warm-up and a cosine, learning rates {rates['cnn']:g} and {rates['transformer']:g}. A run chooses nothing: "
+        "the weights after the last epoch are tested, once. (The recipe itself was settled while looking at "
+        "accuracies on these digits, test images among them: read differences, not records.) "
+        f"{'Seeds' if len(results['seeds']) > 1 else 'Seed'}: {seeds}. The pictures show the networks of the first "
+        "seed."
     )
 
 

@@ -99,17 +99,8 @@ def _frame(axes: Axes, place: RowCol, cell: tuple[float, float], *, colour: Any,
     inset = 0.07
     corner = (place[1] * wide + inset, place[0] * tall + inset)
     size = (wide - 2 * inset, tall - 2 * inset)
-    axes.add_patch(
-        Rectangle(
-            corner,
-            *size,
-            fill=False,
-            edgecolor=colour,
-            linewidth=width,
-            joinstyle="round",
-            zorder=2 if colour != QUERY else 5,
-        )
-    )
+    style: dict[str, Any] = {"fill": False, "edgecolor": colour, "linewidth": width, "joinstyle": "round"}
+    axes.add_patch(Rectangle(corner, *size, zorder=2 if colour != QUERY else 5, **style))
 
 
 def shading(found: NeighbourMap) -> list[float]:
@@ -156,8 +147,7 @@ def spectrum_picture(image: Tensor, maps: Sequence[tuple[str, str, NeighbourMap]
         draw_neighbours(panel, image, found, margin=1)
         panel.set_title(f"{title}\n", color=INK, size=14.5, weight="bold", pad=1)
         panel.text(0.5, 1.025, text, transform=panel.transAxes, ha="center", va="bottom", color=MUTED, size=10.5)
-    arrow = {"arrowstyle": "<->", "color": MUTED, "linewidth": 1.2}
-    figure.add_artist(_arrow((0.115, 0.075), (0.885, 0.075), arrow))
+    figure.add_artist(_arrow((0.115, 0.075), (0.885, 0.075)))
     figure.text(0.015, 0.075, "near", color=INK, size=12.5, va="center", weight="bold")
     figure.text(0.985, 0.075, "alike", color=INK, size=12.5, va="center", ha="right", weight="bold")
     words = "which pixels does the orange one gather?  1 is the first, the darker the more similar"
@@ -166,8 +156,7 @@ def spectrum_picture(image: Tensor, maps: Sequence[tuple[str, str, NeighbourMap]
     path.write_bytes(png(figure, dpi=150, transparent=False))
 
 
-def _arrow(start: tuple[float, float], end: tuple[float, float], style: dict[str, Any]) -> Any:
+def _arrow(start: tuple[float, float], end: tuple[float, float]) -> Any:
     from matplotlib.patches import FancyArrowPatch
 
-    options = {"arrowstyle": style["arrowstyle"], "color": style["color"], "linewidth": style["linewidth"]}
-    return FancyArrowPatch(start, end, mutation_scale=14, **options)
+    return FancyArrowPatch(start, end, arrowstyle="<->", color=MUTED, linewidth=1.2, mutation_scale=14)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from .. import checks
 from .._utils.settings import check_whole, option, positional
-from ..errors import invalid, unknown_name
+from ..errors import invalid
 
 FORMATS = {"onnx": ".onnx", "torch-export": ".pt2"}
 """The formats, and how the names of their files end."""
@@ -51,8 +52,7 @@ class ExportSettings:
 
 def check_format(name: str, opset: int | None) -> None:
     """Raise ConvNNError for an unknown format, or an opset that is too low or given for another format than ONNX."""
-    if name not in FORMATS:
-        raise unknown_name("format", name, FORMATS)
+    checks.name("format", name, FORMATS)
     if opset is not None and name != "onnx":
         raise invalid("opset", "none (it is ONNX's)", opset, 'leave it out, or use format "onnx"')
     check_whole("opset", opset, LEAST_OPSET, optional=True)

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from torch import nn
 
+from .. import checks
 from .._convert import convert
-from ..errors import invalid, unknown_name
+from ..errors import invalid
 from ..swap import why_kept
 from ..types import Blend, Candidates, Similarity
 from .specs import parse_candidates, parse_similarity
@@ -103,8 +104,7 @@ def swap_layers(
         5
     """
     check_layer(layer)
-    if init not in INITS:
-        raise unknown_name("init", init, INITS)
+    checks.name("init", init, INITS)
     swap = LAYERS[layer]
     given: dict[str, Any] = {"k": k, "branch_ratio": branch_ratio, "candidates": parse_candidates(candidates)}
     if similarity is not None:
@@ -113,12 +113,8 @@ def swap_layers(
         if options:
             raise invalid(next(iter(options)), f"none (layer={layer!r} swaps nothing)", "one", "leave it out")
         return model
-    kinds = {
-        "convolutions": _CONVOLUTIONS,
-        "attention": attention_types(),
-        "both": (*_CONVOLUTIONS, *attention_types()),
-    }
-    chosen = kinds[swap.of]
+    attention = attention_types()
+    chosen = {"convolutions": _CONVOLUTIONS, "attention": attention}.get(swap.of, (*_CONVOLUTIONS, *attention))
     where = partial(_swappable, chosen=chosen, keep=keep)
     if not any(where(name, module) for name, module in model.named_modules()):
         what = "convolutions of kernel > 1 and stride 1" if swap.of == "convolutions" else "attention"
@@ -132,8 +128,7 @@ def swap_layers(
 
 def check_layer(layer: str) -> None:
     """Raise ConvNNError for what is no name of ``LAYERS``."""
-    if layer not in LAYERS:
-        raise unknown_name("layer", layer, LAYERS)
+    checks.name("layer", layer, LAYERS)
 
 
 def _similarity(layer: str, similarity: Similarity) -> Similarity:
