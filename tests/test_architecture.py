@@ -22,6 +22,7 @@ SOURCE = ROOT / "src" / "convnn"
 
 LEVELS = {
     "errors": 0,
+    "maps": 0,
     "types": 0,
     "precision": 0,
     "tracing": 0,
@@ -29,6 +30,7 @@ LEVELS = {
     "ops": 1,
     "resolve": 1,
     "plan": 1,
+    "nearest": 1,
     "stages": 1,
     "impl": 2,
     "knn": 3,
@@ -50,12 +52,14 @@ LEVELS = {
 # Rooms of a level that see less than everything below it; errors and types are open to all.
 SEES = {
     "errors": (),
-    "types": ("errors",),
+    "maps": ("errors",),
+    "types": ("errors", "maps"),
     "precision": (),
     "ops": ("ops", "precision"),
     "tracing": (),
     "resolve": ("checks",),
     "plan": ("precision", "tracing", "stages"),
+    "nearest": ("plan", "precision", "ops", "stages"),
     "knn": ("checks", "tracing", "resolve", "impl.choose"),
     "nn": ("nn", "knn", "checks", "precision", "tracing", "stages.geometry"),
     "_utils": ("_utils", "checks"),
@@ -200,11 +204,12 @@ def _refusal(found: Import) -> str | None:
         allowed = LEVELS[here] > 5 or (LEVELS[here] == 5 and target == "convnn:__version__")
         return None if allowed else "import from the room, not from the package's front"
     if source == "impl.reference":
-        return None if target == "types" else "the reference imports torch and types only"
+        known = ("types", "maps", "impl.base")
+        return None if target in known else "the reference imports torch, the types and its interface only"
     if source in ("stages", "impl"):
         return None if source == here == there == "stages" else "a room's __init__ stays empty"
     if here in SEES:
-        seen = (*SEES[here], "types", "errors") if here not in ("errors", "types") else SEES[here]
+        seen = (*SEES[here], "types", "maps", "errors") if here not in ("errors", "types", "maps") else SEES[here]
         return (
             None if any(target == name or target.startswith(name + ".") for name in seen) else f"{here} does not see it"
         )
@@ -212,8 +217,8 @@ def _refusal(found: Import) -> str | None:
         if here == "stages":
             return "stages do not import each other"
         if here == "impl":
-            lazily = source == "impl.choose" and not found.at_import
-            return None if lazily else "implementations do not import each other; choose does, inside functions"
+            interface = target == "impl.base" or source == "impl.choose"
+            return None if interface else "implementations do not import each other; choose alone knows them"
         return None
     if here in ("checks", "stages") and LEVELS[there] > 0:
         return "level 1 sees level 0 only"
@@ -450,10 +455,8 @@ def violations(module: str, source: str) -> list[str]:
         ("impl.dense", "from .reference import knn_search"),
         ("impl.dense", "def f():\n    from convnn.impl import reference"),
         ("impl.dense", "from ..knn import knn_search"),
-        ("impl.choose", "from . import dense"),
         ("impl.choose", "import importlib\ndef f(name): return importlib.import_module(name)"),
         ("impl.dense", "import importlib\ndef f(name): return importlib.import_module(f'.{name}', __package__)"),
-        ("impl.choose", "import importlib\nmodule = importlib.import_module('.dense', __package__)"),
         ("impl.reference", "from ..errors import invalid"),
         ("impl.reference", "from ..stages import select"),
         ("impl", "from .dense import search"),

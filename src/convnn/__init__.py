@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from ._convert import conversion_report, convert
     from .errors import ConversionWarning, ConvNNError, MissingExtraError
     from .knn import explain_choice, knn_aggregate, knn_gather, knn_search
+    from .maps import Lattice
     from .nn import (
         ConvNN1d,
         ConvNN2d,
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
         HybridConvNN2d,
         HybridConvNN3d,
     )
-    from .types import Blend, Choice, Grid, Lattice, Neighbors, Random, Window
+    from .types import Blend, Choice, Grid, Neighbors, Random, Window
 
 __version__ = "0.1.0"
 
@@ -57,7 +58,8 @@ _NAMES = {
     "errors": ("ConversionWarning", "ConvNNError", "MissingExtraError"),
     "knn": ("explain_choice", "knn_aggregate", "knn_gather", "knn_search"),
     "nn": tuple(name for name in __all__ if name.startswith(("ConvNN", "Hybrid")) and name != "ConvNNError"),
-    "types": ("Blend", "Choice", "Grid", "Lattice", "Neighbors", "Random", "Window"),
+    "maps": ("Lattice",),
+    "types": ("Blend", "Choice", "Grid", "Neighbors", "Random", "Window"),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 _PACKAGES = ("accounting", "bench", "errors", "explain", "export", "knn", "models", "nn", "testing", "train", "types")

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from .errors import ConvNNError, invalid, shown, unknown_name
+from .maps import Lattice
 from .precision import autocast_is_on
 from .tracing import dense, readable
-from .types import IMPLS, SIMILARITIES, WEIGHTINGS, Blend, Gather, Grid, Lattice, Neighbors, Random, Window
+from .types import SIMILARITIES, WEIGHTINGS, Blend, Gather, Grid, Neighbors, Random, Window
 
 
 def tokens(argument: str, value: object) -> None:
@@ -100,11 +101,6 @@ def name(argument: str, value: object, allowed: Iterable[str]) -> None:
     names = tuple(allowed)
     if not isinstance(value, str) or value not in names:
         raise unknown_name(argument, value, names)
-
-
-def impl(value: object) -> None:
-    """Refuse an unknown implementation."""
-    name("impl", value, IMPLS)
 
 
 def similarity(value: object) -> None:

@@ -9,18 +9,20 @@ Kang and Sales Rocha Neto, "Attention Via Convolutional Nearest Neighbors", arXi
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import checks
 from .errors import invalid, unknown_name
 from .impl import choose
+from .maps import Lattice
 from .resolve import SEARCH_OPTIONS, resolve
 from .tracing import one_node
-from .types import Candidates, Choice, Gather, Lattice, Neighbors, Search, Similarity, Weighting
+from .types import Candidates, Choice, Gather, Neighbors, Problem, Search, Similarity, Weighting
+
+check_impl = choose.check
 
 
 @one_node
@@ -80,15 +82,13 @@ def knn_search(
                  [1, 0],
                  [2, 1]]])
     """
-    checks.impl(impl)
+    choose.check(impl)
     problem = resolve(query, key, k, similarity=similarity, candidates=candidates, include_self=include_self,
                       grid=grid, query_index=query_index, key_padding_mask=key_padding_mask, generator=generator,
                       deterministic=deterministic, scale=scale)  # fmt: skip
     if problem.every and key_padding_mask is not None:
         raise invalid("k", "a number where keys are masked", None, "give the number of neighbours to return")
-    found = choose.run_search(impl, problem)
-    # Inside the operator, one copy of the spatial neighbours serves all samples.
-    return found._replace(index=found.index.contiguous())
+    return _own_index(choose.run_search(impl, problem))
 
 
 @one_node
@@ -129,7 +129,7 @@ def knn_gather(
         >>> knn_gather(value, nearest).flatten()
         tensor([ 11.,  11., 110.])
     """
-    checks.impl(impl)
+    choose.check(impl)
     checks.tokens("value", value)
     checks.neighbors(neighbors, value)
     problem = Gather(value, weight, bias, weighting, temperature, groups, dropout_p)
@@ -186,7 +186,27 @@ def knn_aggregate(
         torch.Size([1, 16, 8])
     """
     gather = Gather(value, weight, bias, weighting, temperature, groups, dropout_p)
-    return choose.run_aggregate(impl, *_aggregate(query, key, k, gather, impl, search))
+    return aggregate(Call(query, key, gather, k, impl, search))
+
+
+class Call(NamedTuple):
+    """A call of ``knn_aggregate``: what is compared, what is aggregated, and the keywords of the search.
+
+    Attributes:
+        query: ``(B, N, C)``; where the search has a ``geometry``, it may be ``key`` itself.
+        key: ``(B, M, C)``.
+        gather: values and slot weights.
+        k: neighbours, or None for every candidate.
+        impl: ``"auto"``, or the implementation to run.
+        search: keywords of ``knn_search``, and ``geometry``.
+    """
+
+    query: Tensor
+    key: Tensor
+    gather: Gather
+    k: int | None
+    impl: str
+    search: dict[str, Any]
 
 
 def gather_found(value: Tensor, found: Neighbors, weight: Tensor | None, *, groups: int, impl: str) -> Tensor:
@@ -197,89 +217,74 @@ def gather_found(value: Tensor, found: Neighbors, weight: Tensor | None, *, grou
     return choose.run_gather(impl, Gather(value, weight, None, "identity", 1.0, groups, 0.0), found)
 
 
-def attend_heads(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    weight: Tensor | None,
-    k: int | None,
-    weighting: Weighting,
-    temperature: float,
-    groups: int,
-    dropout_p: float,
-    impl: str,
-    **search: Any,
-) -> Tensor:
-    """Run ``knn_aggregate`` for layers that compute on: the result may be what the backward pass reads, no copy of it.
+def aggregate(call: Call, *, own: bool = True) -> Tensor:
+    """Run the operator for a layer: tokens ``(B, N, C_out)``, or with a geometry a map ``(B, C_out, *queries)``.
 
-    So it must not be modified in place.
+    Without ``own`` the result may be what the backward pass reads, and must not be modified in place.
     """
-    gather = Gather(value, weight, None, weighting, temperature, groups, dropout_p)
-    return choose.run_aggregate(impl, *_aggregate(query, key, k, gather, impl, search), own=False)
+    return choose.run_aggregate(call.impl, *_resolved(call), own=own)
 
 
-def convolve_map(x: Tensor, weight: Tensor | None, bias: Tensor | None, **geometry: Any) -> Tensor:
-    """Run the operator on a map ``(B, C, *grid)`` where it is known to be a convolution, by the native kernel.
-
-    For layers that were recognised when they were made: no tokens, no padded copy. ``geometry`` holds the kernel's
-    ``size``, ``stride``, ``padding``, ``dilation`` and ``groups``; the weight is ``(C_out, C_in/groups, k)``.
-    """
-    return choose.run_convolution(x, weight, bias, **geometry)
+def search(call: Call) -> Neighbors:
+    """Find the neighbours that ``aggregate`` would aggregate."""
+    choose.check(call.impl)
+    return _own_index(choose.run_search(call.impl, resolve(call.query, call.key, call.k, **call.search)))
 
 
-def sample_map(
-    query: Tensor,
-    tokens: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    *,
-    k: int | None,
-    padding: tuple[int, ...],
-    grid: tuple[int, ...],
-    **search: Any,
-) -> Tensor:
-    """Run the operator on the tokens ``(B, M, C)`` of a map where all queries ``(B, N, C)`` share few candidates.
-
-    For layers that were recognised when they were made. The ``grid`` has the ``padding`` of zeros around it, and all
-    positions (the candidates', and the ``query_index`` of the queries, which must lie on the map) count it; but of the
-    padding only what is a candidate is ever made.
-    """
-    # What stands for the padded tokens has their shape alone.
-    every = tokens.new_zeros(1).expand(tokens.shape[0], math.prod(grid), tokens.shape[2])
-    problem = resolve(query, every, k, grid=grid, **search)._replace(need_similarity=False)
-    gather = Gather(tokens, weight, bias, "ones", 1.0, 1, 0.0)
-    checks.gather(gather, problem.k)
-    return choose.run_sampled_map(problem, gather, padding)
+def explain(call: Call) -> Choice:
+    """Return which implementation ``aggregate`` would run, and why; runs nothing."""
+    return choose.choose(call.impl, Problem(*_resolved(call)))[1]
 
 
 def explain_choice(
-    query: Tensor, key: Tensor, value: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, **options: Any
+    query: Tensor | nn.Module,
+    key: Tensor,
+    value: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    **options: Any,
 ) -> Choice:
-    """Say which implementation ``knn_aggregate`` would run for these arguments, and why; runs nothing.
+    """Return which implementation ``knn_aggregate`` would run for these arguments, and why; runs nothing.
+
+    ``explain_choice(layer, x)`` tells what a layer would run for an input.
 
     Example:
         >>> tokens = torch.zeros(1, 16, 8)
-        >>> explain_choice(tokens, tokens, tokens, k=None, similarity="dot", weighting="softmax")
-        Choice(impl='sdpa', reason='this is attention, which has a native kernel')
+        >>> explain_choice(tokens, tokens, tokens, k=None, similarity="dot", weighting="softmax").impl
+        'sdpa'
+        >>> import convnn
+        >>> explain_choice(convnn.ConvNN2d(4, 4, candidates=convnn.Random(9)), torch.zeros(1, 4, 8, 8)).impl
+        'project_first'
     """
+    if isinstance(query, nn.Module):
+        asked = getattr(query, "explain_choice", None)
+        if asked is None or value is not None or options:
+            expected = "a layer of convnn and its input, or the arguments of knn_aggregate"
+            raise invalid("layer", expected, type(query).__name__, "pass such a layer")
+        choice: Choice = asked(key)
+        return choice
+    if value is None or "k" not in options:
+        raise invalid("k" if value is not None else "value", "what knn_aggregate takes", "nothing", "give it")
     defaults = {"weighting": "ones", "temperature": 1.0, "groups": 1, "dropout_p": 0.0}
     gather = Gather(value, weight, bias, **{name: options.pop(name, default) for name, default in defaults.items()})
-    impl, k = options.pop("impl", "auto"), options.pop("k", None)
-    return choose.choose_impl(impl, *_aggregate(query, key, k, gather, impl, options))
+    impl, k = options.pop("impl", "auto"), options.pop("k")
+    return explain(Call(query, key, gather, k, impl, options))
 
 
-def _aggregate(
-    query: Tensor, key: Tensor, k: int | None, gather: Gather, impl: str, options: dict[str, Any]
-) -> tuple[Search, Gather]:
-    checks.impl(impl)
-    unknown = options.keys() - SEARCH_OPTIONS
+def _own_index(found: Neighbors) -> Neighbors:
+    """Return neighbours whose index may be modified: one copy of the spatial ones serves all samples until here."""
+    return found._replace(index=found.index.contiguous())
+
+
+def _resolved(call: Call) -> tuple[Search, Gather]:
+    choose.check(call.impl)
+    unknown = call.search.keys() - SEARCH_OPTIONS
     if unknown:
-        raise unknown_name("keyword", min(unknown), sorted(SEARCH_OPTIONS))
-    search = resolve(query, key, k, **options)
+        raise unknown_name("keyword", min(unknown), sorted(SEARCH_OPTIONS - {"geometry"}))
+    gather, problem = call.gather, resolve(call.query, call.key, call.k, **call.search)
     checks.tokens("value", gather.value)
-    checks.alike(("key", key), ("value", gather.value), {0: "samples", 1: "tokens"})
-    checks.gather(gather, search.k)
-    if search.every and search.key_padding_mask is not None and gather.weighting != "softmax":
+    checks.alike(("key", call.key), ("value", gather.value), {0: "samples", 1: "tokens"})
+    checks.gather(gather, problem.k)
+    if problem.every and problem.key_padding_mask is not None and gather.weighting != "softmax":
         raise invalid("k", "a number where keys are masked (None needs softmax)", None, "give the number of neighbours")
-    return search._replace(need_similarity=gather.weighting != "ones"), gather
+    return problem._replace(need_similarity=gather.weighting != "ones"), gather

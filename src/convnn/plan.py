@@ -6,17 +6,44 @@ The implementations differ in how they find the largest scores; this is the rest
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import invalid
+from .maps import Lattice
 from .precision import search_dtype, wide_dtype
 from .stages import aggregate, candidates, geometry, select, similarity
 from .tracing import readable
-from .types import Blend, Gather, Grid, Lattice, Neighbors, Search, Window
+from .types import Blend, Gather, Grid, Neighbors, Search, Window
+
+
+def with_padding(search: Search, gather: Gather | None) -> tuple[Search, Any]:
+    """Make the padding of a map: the same problem on the tokens of the padded map."""
+    described = search.geometry
+    if described is None:
+        return search, gather
+    made: dict[int, Tensor] = {}
+
+    def padded(tokens: Tensor) -> Tensor:
+        if id(tokens) not in made:
+            made[id(tokens)] = geometry.pad_map(in_rows(tokens), described.padding, described.padding_mode)
+        return geometry.to_tokens(made[id(tokens)])
+
+    def in_rows(tokens: Tensor) -> Tensor:
+        x = geometry.view_map(tokens, described.sizes)
+        # A search wants contiguous tokens.
+        return geometry.gradient_alike(x) if search.similarity == "spatial" else geometry.token_major(x)
+
+    key = padded(search.key)
+    query = search.query
+    if query is search.key:
+        query = geometry.to_tokens(geometry.at_lattice(made[id(query)], described.queries))
+    if gather is not None:
+        gather = gather._replace(value=padded(gather.value), source=None)
+    return search._replace(query=query, key=key, geometry=None), gather
 
 
 class Table(NamedTuple):
@@ -102,7 +129,7 @@ def excluded_of(problem: Search, table: Table, own: Tensor | None) -> Tensor | N
     masks = []
     if table.exists is not None:
         masks.append(~table.exists.unsqueeze(0))
-    keys = torch.arange(problem.key.shape[1], device=problem.key.device) if table.keys is None else table.keys
+    keys = torch.arange(problem.keys, device=problem.key.device) if table.keys is None else table.keys
     if own is not None:
         masks.append((keys == own.unsqueeze(-1)).unsqueeze(0))
     if problem.key_padding_mask is not None:
@@ -126,7 +153,7 @@ def check_counts(problem: Search, keys: Tensor | None, place: Tensor | None) -> 
     if problem.every or (mask is None and (keys is None or place is None or keys.shape[0] >= problem.k)):
         return
     if mask is None:
-        left = torch.ones(1, problem.key.shape[1] if keys is None else keys.shape[0], dtype=torch.bool)
+        left = torch.ones(1, problem.keys if keys is None else keys.shape[0], dtype=torch.bool)
         left = left.to(problem.key.device)
     else:
         left = ~mask if keys is None else ~mask[:, keys]
@@ -195,7 +222,7 @@ def _spatial_table(problem: Search, own: Tensor, positions: Tensor) -> tuple[Ten
     if table.keys is not None:
         return table.keys, table.exists
     if problem.key_padding_mask is not None:
-        return torch.arange(problem.key.shape[1], device=own.device), None
+        return torch.arange(problem.keys, device=own.device), None
     radius = candidates.nearest_radius(problem.k, grid)
     size = tuple(2 * min(radius, length - 1) + 1 for length in grid)
     offsets = candidates.window_offsets(size, (1,) * len(grid), own.device)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from . import checks
 from .errors import invalid
-from .types import Candidates, Grid, Lattice, Random, Search, Similarity, Window
+from .maps import Lattice, MapGeometry
+from .types import Candidates, Grid, Random, Search, Similarity, Window
 
 SEARCH_OPTIONS = frozenset(
     {
@@ -23,6 +24,7 @@ SEARCH_OPTIONS = frozenset(
         "generator",
         "deterministic",
         "scale",
+        "geometry",
     }
 )
 
@@ -41,21 +43,28 @@ def resolve(
     generator: torch.Generator | int | None = None,
     deterministic: bool = False,
     scale: float | None = None,
+    geometry: MapGeometry | None = None,
 ) -> Search:
-    """Check every argument of ``knn_search``, fill in what was left out, and draw the random candidates."""
+    """Check every argument of ``knn_search``, fill in what was left out, and draw the random candidates.
+
+    With a ``geometry`` the tokens are those of a map without its padding; ``query`` may be ``key`` itself, for the
+    tokens at the positions of the queries.
+    """
     checks.tokens("query", query)
     checks.tokens("key", key)
     checks.alike(("query", query), ("key", key), {0: "samples", 2: "channels"})
     checks.similarity(similarity)
-    keys_grid = checks.grid(grid, key.shape[1])
-    if query_index is None and query.shape[1] == key.shape[1]:
+    keys_grid = checks.grid(grid, key.shape[1]) if geometry is None else geometry.grid
+    if geometry is not None:
+        query_index = geometry.queries
+    elif query_index is None and query.shape[1] == key.shape[1]:
         query_index = Lattice((0,) * len(keys_grid), keys_grid, (1,) * len(keys_grid))
     elif query_index is not None:
         checks.query_index(query_index, query.shape[1], keys_grid, device=key.device)
     checks.candidates(candidates)
     if generator is not None:
         checks.generator(generator, candidates)
-    drawn = _draw(candidates, keys_grid, key, generator)
+    drawn = _draw(candidates, keys_grid, generator, key.device)
     if key_padding_mask is not None:
         checks.key_padding_mask(key_padding_mask, key)
         checks.some_key_left(key_padding_mask)
@@ -64,27 +73,29 @@ def resolve(
         _check_positions_unneeded(similarity, drawn, include_self)
     sampled = isinstance(drawn, Grid | Tensor) and query_index is not None
     count = _every(drawn, keys_grid) if k is None else checks.whole("k", k)
-    _check_enough(count, drawn, keys_grid, query, sampled=sampled)
+    queries = query.shape[1] if geometry is None else math.prod(geometry.queries.shape)
+    _check_enough(count, drawn, keys_grid, queries, sampled=sampled)
     return Search(
         query=query, key=key, k=count, every=k is None and isinstance(drawn, str), similarity=similarity,
         scale=query.shape[2] ** -0.5 if factor is None else factor,
         candidates=drawn, include_self=checks.flag("include_self", include_self) or sampled, grid=keys_grid,
         query_index=query_index, key_padding_mask=key_padding_mask, need_similarity=True,
         deterministic=checks.flag("deterministic", deterministic) or torch.are_deterministic_algorithms_enabled(),
+        geometry=geometry,
     )  # fmt: skip
 
 
 def _draw(
-    candidates: Candidates, grid: tuple[int, ...], key: Tensor, generator: torch.Generator | int | None
+    candidates: Candidates, grid: tuple[int, ...], generator: torch.Generator | int | None, device: torch.device
 ) -> Literal["all"] | Grid | Window | Tensor:
     """Turn random candidates into positions, and what asks for more candidates than there are into all."""
     if isinstance(candidates, Tensor):
-        checks.positions("candidates", candidates, key.shape[1])
+        checks.positions("candidates", candidates, math.prod(grid))
         # Sorted first, which copies them: the caller's own memory may change before a copy to a device is over.
-        return candidates.to(torch.int64).sort().values.to(key.device, non_blocking=True)
+        return candidates.to(torch.int64).sort().values.to(device, non_blocking=True)
     if isinstance(candidates, Random):
         spec = candidates if generator is None else Random(candidates.r, generator)
-        return "all" if spec.takes_all(grid) else spec.draw(key.shape[1], key.device)
+        return "all" if spec.takes_all(grid) else spec.draw(math.prod(grid), device)
     if isinstance(candidates, Grid) and candidates.takes_all(grid):
         return "all"
     return candidates
@@ -114,7 +125,7 @@ def _check_positions_unneeded(similarity: Similarity, candidates: object, includ
 
 
 def _check_enough(
-    k: int, candidates: Literal["all"] | Grid | Window | Tensor, grid: tuple[int, ...], query: Tensor, *, sampled: bool
+    k: int, candidates: Literal["all"] | Grid | Window | Tensor, grid: tuple[int, ...], queries: int, *, sampled: bool
 ) -> None:
     """Refuse a k above what any query can have; borders and masks are counted by the search itself."""
     # The messages are written only when they are needed: to write a size would fix it in a compiled graph.
@@ -132,7 +143,7 @@ def _check_enough(
     else:
         count = candidates.shape[0] if isinstance(candidates, Tensor) else candidates.g ** len(grid)
         # Slot 0 is the token itself, which is no candidate of its own; some query is a candidate if they must overlap.
-        overlap = 1 if query.shape[1] + count > keys else 0
+        overlap = 1 if queries + count > keys else 0
         available = count + 1 - overlap if sampled else count
         if k > available:
             what = f"{count} candidates" + (", and itself in slot 0" if sampled else "")

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from .errors import invalid, unknown_name
+from .maps import Lattice, MapGeometry
 
 SimilarityName = Literal["cosine", "dot", "sqeuclidean", "euclidean", "spatial"]
 Weighting = Literal["ones", "identity", "softmax"]
 
-IMPLS: tuple[str, ...] = ("auto", "reference", "dense", "tiled", "sampled", "conv", "sdpa")
 SIMILARITIES: tuple[str, ...] = ("cosine", "dot", "sqeuclidean", "euclidean", "spatial")
 BLENDED: tuple[str, ...] = ("cosine", "sqeuclidean", "euclidean")
 WEIGHTINGS: tuple[str, ...] = ("ones", "identity", "softmax")
@@ -188,26 +188,6 @@ class Blend:
             raise unknown_name("Blend.feature", self.feature, BLENDED)
 
 
-@dataclass(frozen=True)
-class Lattice:
-    """Queries that stand on a regular part of the keys' grid: ``origin + stride * i`` for ``i < shape``, per axis.
-
-    >>> Lattice((1, 1), (2, 2), (1, 1)).index((4, 4), torch.device("cpu"))
-    tensor([ 5,  6,  9, 10])
-    """
-
-    origin: tuple[int, ...]
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-    def index(self, grid: tuple[int, ...], device: torch.device) -> Tensor:
-        """Return the ``(N,)`` flat positions of the queries among the tokens of ``grid``, in raster order."""
-        flat = torch.zeros((), dtype=torch.int64, device=device)
-        for origin, count, stride, size in zip(self.origin, self.shape, self.stride, grid, strict=True):
-            flat = flat.unsqueeze(-1) * size + (origin + stride * torch.arange(count, device=device))
-        return flat.flatten()
-
-
 Candidates = Literal["all"] | Random | Grid | Window | Tensor
 Similarity = SimilarityName | Blend
 
@@ -229,6 +209,8 @@ class Search(NamedTuple):
         key_padding_mask: ``(B, M)``, True for keys that may not be chosen, or None.
         deterministic: whether equal similarities are taken lowest index first.
         need_similarity: whether the similarities are used by what follows.
+        geometry: the map of which query, key and value are the tokens without padding, while ``grid``, positions and
+            ``query_index`` count the padding; None where the tokens are all there are.
     """
 
     query: Tensor
@@ -244,6 +226,12 @@ class Search(NamedTuple):
     key_padding_mask: Tensor | None
     deterministic: bool
     need_similarity: bool
+    geometry: MapGeometry | None = None
+
+    @property
+    def keys(self) -> int:
+        """M, the number of keys, padding included."""
+        return math.prod(self.grid)
 
 
 class Gather(NamedTuple):
@@ -257,6 +245,7 @@ class Gather(NamedTuple):
         temperature: the divisor of the similarities under ``softmax``.
         groups: as in ``nn.Conv1d``.
         dropout_p: the chance that a neighbour's weight is zeroed (the others are scaled up), as in attention.
+        source: the map ``(B, C_in, *sizes)`` without padding that the values are the tokens of, or None.
     """
 
     value: Tensor
@@ -266,6 +255,14 @@ class Gather(NamedTuple):
     temperature: float
     groups: int
     dropout_p: float
+    source: Tensor | None = None
+
+
+class Problem(NamedTuple):
+    """What an implementation is to run: a search, an aggregation of given neighbours, or both at once."""
+
+    search: Search | None
+    gather: Gather | None
 
 
 class Choice(NamedTuple):

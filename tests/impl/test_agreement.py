@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 import convnn
+from convnn.impl.choose import IMPLEMENTATIONS
 from convnn.testing import assert_close, covering_set, function_with_gradients, separated_tokens
-from convnn.types import IMPLS
 
 GRID = (3, 4)
 KEYS = 12
@@ -148,7 +148,7 @@ def implementations(given: dict[str, Tensor | None], options: dict[str, Any]) ->
     able = []
     query = given["key"] if given["query"] is None else given["query"]
     others = [given[name] for name in ("key", "value", "weight", "bias")]
-    for impl in IMPLS:
+    for impl in ("auto", *(each.name for each in IMPLEMENTATIONS)):
         try:
             convnn.explain_choice(query, *others, impl=impl, **options)
         except convnn.ConvNNError:

@@ -16,11 +16,11 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import invalid
+from ..maps import describe_map
 from ..nn.convnn import ConvNN1d, ConvNN2d, ConvNN3d
 from ..nn.heads import HeadsAttention
 from ..nn.multihead import ConvNNMultiheadAttention
 from ..nn.options import NeighborLayer
-from ..stages import geometry
 from ..types import Blend, Grid, Random, Similarity, Window
 
 
@@ -79,7 +79,7 @@ def _of_map(layer: ConvNN1d | ConvNN2d | ConvNN3d, arguments: dict[str, Any]) ->
     batch = x.shape[0] if x.dim() == layer.dims + 2 else 1
     grid = tuple(size // layer.unshuffle for size in x.shape[-layer.dims :])
     padded = tuple(size + 2 * amount for size, amount in zip(grid, layer.padding, strict=True))
-    lattice = geometry.lattice_of(padded, layer.query_margin, layer.stride)
+    lattice = describe_map(grid, layer.padding, layer.query_margin, stride=layer.stride).queries
     tokens, outputs = batch * math.prod(padded), batch * math.prod(lattice.shape)
     candidates = candidate_count(layer, padded)
     channels = layer.in_channels * layer.unshuffle**layer.dims

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from .._utils.modules import evaluating
 from ..errors import invalid
+from ..maps import describe_map
 from ..nn import ConvNN2d, ConvNNAttention
 from ..nn.from_attention import is_timm_attention
-from ..stages.geometry import padded_lattice
 from ..types import Neighbors
 
 RowCol = tuple[int, int]
@@ -102,7 +102,7 @@ def _of_map(layer: Any, found: Neighbors, x: Tensor, query: RowCol) -> Neighbour
 def _sizes(layer: Any, x: Tensor) -> tuple[RowCol, RowCol]:
     """Return the un-padded map's rows and columns, and the output's."""
     grid = (x.shape[2] // layer.unshuffle, x.shape[3] // layer.unshuffle)
-    rows, columns = padded_lattice(grid, layer.padding, layer.query_margin, stride=layer.stride).shape
+    rows, columns = describe_map(grid, layer.padding, layer.query_margin, stride=layer.stride).queries.shape
     return grid, (rows, columns)
 
 

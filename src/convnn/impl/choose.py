@@ -3,127 +3,97 @@
 from __future__ import annotations
 
 import logging
-from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..errors import invalid
+from .. import plan
+from ..errors import invalid, unknown_name
 from ..ops import flops  # noqa: F401  # a counter of FLOPs must know the operators before they run
-from ..types import Choice, Gather, Neighbors, Search
+from ..stages import geometry
+from ..types import Choice, Gather, Neighbors, Problem, Search
+from .attention import Attention
+from .base import Implementation
+from .conv import Conv
+from .dense import Dense
+from .project_first import ProjectFirst
+from .reference import Reference
+from .spatial import Spatial
+from .tiled import Tiled
 
 _log = logging.getLogger("convnn")
 
-# What runs only some aggregations, in the order in which "auto" asks them, and why it does.
-_SPECIAL = {
-    "conv": "this is a convolution, which has a native kernel",
-    "sdpa": "this is attention, which has a native kernel",
-    "sampled": "few candidates: the slot matrices meet each of them once",
-}
-_GENERAL = ("reference", "dense", "tiled")
+IMPLEMENTATIONS: list[Implementation] = [
+    Conv(), Attention(), ProjectFirst(), Spatial(), Tiled(), Dense(), Reference(),
+]  # fmt: skip
+"""All implementations, in the order in which ``impl="auto"`` tries them."""
 
 
-def choose_impl(impl: str, search: Search | None, gather: Gather | None) -> Choice:
-    """Choose the implementation of a search (``gather`` None), a gather (``search`` None), or both at once.
+def check(impl: object) -> None:
+    """Raise ConvNNError for a name that no implementation has."""
+    names = ["auto", *(each.name for each in IMPLEMENTATIONS)]
+    if not isinstance(impl, str) or impl not in names:
+        raise unknown_name("impl", impl, names)
 
-    Pure: it reads shapes and options and runs nothing. Raises if an explicit ``impl`` cannot run the problem.
+
+def choose(impl: str, problem: Problem) -> tuple[Implementation, Choice]:
+    """Return the implementation of a search (no ``gather``), a gather (no ``search``), or both at once, and why.
+
+    It reads shapes and options and runs nothing. Raises ConvNNError if an explicit ``impl`` cannot run the problem.
     """
-    if impl in _GENERAL:
-        return Choice(impl, "asked for")
-    refusals = {name: _cannot(name, search, gather) for name in _SPECIAL}
-    if impl in _SPECIAL:
-        if refusals[impl] is not None:
-            expected = f"an implementation that can run this ({impl!r} cannot: {refusals[impl]})"
-            raise invalid("impl", expected, repr(impl), "use impl='auto'")
-        return Choice(impl, "asked for")
-    for name, refusal in refusals.items():
-        if refusal is None:
-            return Choice(name, _SPECIAL[name])
-    why = "; ".join(f"not {name}: {refusal}" for name, refusal in refusals.items())
-    return Choice("tiled", f"the general implementation of bounded memory ({why})")
-
-
-def _cannot(name: str, search: Search | None, gather: Gather | None) -> str | None:
-    if search is None or gather is None:
-        return "it is known only where search and aggregation are one call"
-    from . import limits, sampled
-
-    asks = {"conv": limits.cannot_convolve, "sdpa": limits.cannot_attend, "sampled": sampled.cannot_sample}
-    return asks[name](search, gather)
+    reasons: list[str] = []
+    for each in IMPLEMENTATIONS:
+        if each.name != impl and (impl != "auto" or each.on_request):
+            continue
+        why_not = each.why_not(problem)
+        if why_not is not None:
+            reasons.append(why_not if impl != "auto" else f"not {each.name}: {why_not}")
+            continue
+        why = "asked for" if impl != "auto" else each.reason
+        return each, Choice(each.name, f"{why} ({'; '.join(reasons)})" if reasons else why)
+    expected = f"an implementation that can run this ({impl!r} cannot: {'; '.join(reasons)})"
+    raise invalid("impl", expected, repr(impl), "use impl='auto'")
 
 
 def run_search(impl: str, problem: Search) -> Neighbors:
-    """Run ``knn_search`` by the implementation chosen."""
-    choice = _logged(choose_impl(impl, problem, None))
-    _refuse_tangents(choice, problem.query, problem.key)
-    found: Neighbors = _general(choice).search(problem)
-    return found
+    """Run a search by the implementation chosen."""
+    if problem.geometry is not None:
+        problem, _ = plan.with_padding(problem, None)
+    return _chosen(impl, Problem(problem, None), problem.query, problem.key).search(problem)
 
 
 def run_gather(impl: str, problem: Gather, neighbors: Neighbors) -> Tensor:
-    """Run ``knn_gather`` by the implementation chosen."""
-    choice = _logged(choose_impl(impl, None, problem))
-    _refuse_tangents(choice, problem.value, problem.weight, neighbors.similarity)
-    out: Tensor = _general(choice).gather(problem, neighbors)
-    return out
+    """Run the aggregation of given neighbours by the implementation chosen."""
+    tensors = (problem.value, problem.weight, neighbors.similarity)
+    return _chosen(impl, Problem(None, problem), *tensors).gather(problem, neighbors)
 
 
 def run_aggregate(impl: str, search: Search, gather: Gather, *, own: bool = True) -> Tensor:
-    """Run ``knn_aggregate`` by the implementation chosen; ``own``: the result may be modified in place."""
-    from . import limits, sampled, tiled
+    """Search and aggregate by the implementation chosen: tokens ``(B, N, C_out)``, or a map where a map was given.
 
-    choice = _logged(choose_impl(impl, search, gather))
-    _refuse_tangents(choice, search.query, search.key, gather.value, gather.weight)
-    if choice.impl == "conv":
-        return limits.convolve(search, gather)
-    if choice.impl == "sdpa":
-        return limits.attend(search, gather, own=own)
-    if choice.impl == "sampled":
-        if sampled.takes_places(search, gather):
-            return sampled.mix(search, gather, tiled.places(search), None)
-        neighbors = tiled.search(search)
-        return sampled.mix(search, gather, sampled.places_of(search, neighbors), neighbors)
-    out: Tensor = _general(choice).aggregate(search, gather)
-    return out
+    ``own``: the result may be modified in place.
+    """
+    problem, described = Problem(search, gather), search.geometry
+    chosen = _chosen(impl, problem, search.query, search.key, gather.value, gather.weight, gather.bias)
+    if described is not None and chosen.why_not_map(problem) is None:
+        return chosen.aggregate_map(search, gather)
+    if described is not None:
+        search, gather = plan.with_padding(search, gather)
+    out = chosen.aggregate(search, gather)
+    if own and chosen.saves_output and out.requires_grad:
+        out = out.clone()
+    return out if described is None else geometry.view_map(out, described.queries.shape)
 
 
-def run_convolution(x: Tensor, weight: Tensor | None, bias: Tensor | None, **geometry: Any) -> Tensor:
-    """Run the native convolution for a layer that was recognised as one when it was made."""
-    from . import limits
-
-    if weight is None:
-        raise invalid("weight", "the slots of a convolution", None, "use aggregation='standard'")
-    _logged(Choice("conv", _SPECIAL["conv"]))
-    return limits.convolve_map(x, weight, bias, **geometry)
-
-
-def run_sampled_map(search: Search, gather: Gather, padding: tuple[int, ...]) -> Tensor:
-    """Run few candidates on the tokens of a map, for a layer that was recognised as such when it was made."""
-    from . import sampled, tiled
-
-    _refuse_tangents(_logged(Choice("sampled", _SPECIAL["sampled"])), gather.value, gather.weight, gather.bias)
-    places = tiled.places_among(search, sampled.candidates_of_map(search, gather.value, padding))
-    return sampled.mix_map(search, gather, places, padding)
-
-
-def _general(choice: Choice) -> ModuleType:
-    from . import dense, reference, tiled
-
-    return {"reference": reference, "dense": dense, "tiled": tiled}[choice.impl]
-
-
-def _refuse_tangents(choice: Choice, *tensors: Tensor | None) -> None:
-    """Refuse forward-mode differentiation of custom operators, which would forget the tangents without a word."""
-    if choice.impl not in ("tiled", "sampled") or torch.compiler.is_compiling():
-        return
-    if any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+def _chosen(impl: str, problem: Problem, *tensors: Tensor | None) -> Implementation:
+    """Choose the implementation, log why, and refuse tangents of ``tensors`` that it would drop."""
+    chosen, choice = choose(impl, problem)
+    if torch.compiler.is_compiling():
+        return chosen
+    _log.debug("impl %s: %s", choice.impl, choice.reason)
+    duals = (x for x in tensors if x is not None and not chosen.keeps_tangents)
+    if any(forward_ad.unpack_dual(x).tangent is not None for x in duals):
         fix = "use impl='dense', or differentiate backward (torch.func.jacrev, torch.autograd.grad)"
         raise invalid("impl", "'dense' for forward-mode differentiation", repr(choice.impl), fix)
-
-
-def _logged(choice: Choice) -> Choice:
-    if not torch.compiler.is_compiling():
-        _log.debug("impl %s: %s", choice.impl, choice.reason)
-    return choice
+    return chosen

@@ -13,23 +13,43 @@ from .. import plan
 from ..precision import wide_dtype, without_autocast
 from ..stages import aggregate as slots
 from ..stages import similarity
-from ..types import Gather, Neighbors, Search
+from ..types import Gather, Neighbors, Problem, Search
+from .base import Implementation
 
 
-def search(problem: Search) -> Neighbors:
-    """Find the k neighbours of every query from the full matrix of similarities."""
-    if problem.similarity == "spatial":
-        return plan.search_spatial(problem)
-    with without_autocast(problem.query.device):
-        compared = plan.compared(problem)
-        own = plan.own_index(problem)
-        table = plan.table_of(problem, own)
-        with torch.no_grad():
-            index = plan.choose(problem, _scores(problem, compared, table), table, own)
-        if not problem.need_similarity:
-            return plan.unweighted(problem, index)
-        pairs = similarity.of_pairs(compared, index, problem.scale, product=_products, distance=_distances)
-        return plan.in_slot_order(problem, pairs, index)
+class Dense(Implementation):
+    """The full score matrix, and a k-fold copy of the values."""
+
+    name = "dense"
+    on_request = True
+
+    def why_not(self, problem: Problem) -> str | None:
+        """Return None: it runs everything."""
+        return None
+
+    def search(self, problem: Search) -> Neighbors:
+        """Find the k neighbours of every query from the full matrix of similarities."""
+        if problem.similarity == "spatial":
+            return plan.search_spatial(problem)
+        with without_autocast(problem.query.device):
+            compared = plan.compared(problem)
+            own = plan.own_index(problem)
+            table = plan.table_of(problem, own)
+            with torch.no_grad():
+                index = plan.choose(problem, _scores(problem, compared, table), table, own)
+            if not problem.need_similarity:
+                return plan.unweighted(problem, index)
+            pairs = similarity.of_pairs(compared, index, problem.scale, product=_products, distance=_distances)
+            return plan.in_slot_order(problem, pairs, index)
+
+    def gather(self, problem: Gather, neighbors: Neighbors) -> Tensor:
+        """Copy the neighbours k-fold, weight them, and apply every slot's matrix in one product."""
+        tokens = slots.take(problem.value, neighbors.index)
+        rho = plan.rho_of(problem, neighbors.similarity)
+        if rho is not None:
+            tokens = tokens * rho.to(tokens.dtype).unsqueeze(-1)
+        mixed = slots.mix_slots(tokens, problem.weight, problem.groups)
+        return mixed if problem.bias is None else mixed + problem.bias.to(mixed.dtype)
 
 
 def _scores(problem: Search, compared: similarity.Compared, table: plan.Table) -> Tensor:
@@ -69,18 +89,3 @@ def _all_distances(compared: similarity.Compared, keys: Tensor | None) -> Tensor
     if compared.factor is None or compared.query_position is None or compared.key_position is None:
         return squared
     return squared * compared.factor.to(dtype).square() + distances(compared.query_position, compared.key_position)
-
-
-def gather(problem: Gather, neighbors: Neighbors) -> Tensor:
-    """Copy the neighbours k-fold, weight them, and apply every slot's matrix in one product."""
-    tokens = slots.take(problem.value, neighbors.index)
-    rho = plan.rho_of(problem, neighbors.similarity)
-    if rho is not None:
-        tokens = tokens * rho.to(tokens.dtype).unsqueeze(-1)
-    mixed = slots.mix_slots(tokens, problem.weight, problem.groups)
-    return mixed if problem.bias is None else mixed + problem.bias.to(mixed.dtype)
-
-
-def aggregate(problem: Search, aggregation: Gather) -> Tensor:
-    """Search, then gather."""
-    return gather(aggregation, search(problem))

@@ -8,7 +8,9 @@ import math
 import torch
 from torch import Tensor
 
-from ..types import Blend, Gather, Grid, Lattice, Neighbors, Search, Window
+from ..maps import Lattice
+from ..types import Blend, Gather, Grid, Neighbors, Problem, Search, Window
+from .base import Implementation
 
 
 def search(problem: Search) -> Neighbors:
@@ -175,6 +177,20 @@ def _matrix(weight: Tensor, m: int, groups: int) -> Tensor:
     return matrix
 
 
-def aggregate(problem: Search, aggregation: Gather) -> Tensor:
-    """Search, then gather: the definition."""
-    return gather(aggregation, search(problem))
+class Reference(Implementation):
+    """The equations, query by query."""
+
+    name = "reference"
+    on_request = True
+
+    def why_not(self, problem: Problem) -> str | None:
+        """Return None: it runs everything."""
+        return None
+
+    def search(self, problem: Search) -> Neighbors:
+        """Compare every query with every candidate, one at a time."""
+        return search(problem)
+
+    def gather(self, problem: Gather, neighbors: Neighbors) -> Tensor:
+        """Add up the slots' matrices times the weighted neighbours, one query at a time."""
+        return gather(problem, neighbors)

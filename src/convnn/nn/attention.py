@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import checks
-from ..types import Neighbors
+from ..types import Choice, Neighbors
 from .from_attention import from_multihead, from_timm
 from .heads import HEADS_OPTIONS, HeadsAttention, check_heads, refuse_attn_mask, reset_children
 from .options import check_input, check_options, check_trains, options_repr
@@ -161,6 +161,10 @@ class ConvNNAttention(HeadsAttention):
         """
         query, key, _ = self._heads(x)
         return self.search(query, key, key_padding_mask)
+
+    def explain_choice(self, x: Tensor) -> Choice:
+        """Return which implementation ``forward`` would run for ``(B, N, C)``, and why; runs nothing of it."""
+        return self.explain(*self._heads(x))
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         check_input(x, self, shape=f"(batch, tokens, {self.dim})", ranks=(3,), axis=2, channels=self.dim)

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..errors import invalid
-from ..knn import convolve_map, knn_aggregate, knn_search
+from ..knn import Call, aggregate, explain, search
+from ..maps import describe_map
 from ..stages import geometry
-from ..types import Candidates, Lattice, Neighbors, Similarity, Weighting
+from ..types import Candidates, Choice, Gather, Neighbors, Similarity, Weighting
 from . import kernels
 from .options import (
     PADDING_MODES,
@@ -25,7 +26,6 @@ from .options import (
     per_axis,
     simplest,
 )
-from .sampling import sample, samples_map
 
 
 class _ConvNN(NeighborLayer):
@@ -79,6 +79,7 @@ class _ConvNN(NeighborLayer):
     dims: ClassVar[int]
     conv_type: ClassVar[type[kernels.Conv]]
     transposed: ClassVar[bool] = False
+    slot_groups: int
     weight: nn.Parameter | None
     bias: nn.Parameter | None
     query_projection: nn.Linear | None
@@ -137,7 +138,6 @@ class _ConvNN(NeighborLayer):
         self.value_coordinates = checks.flag("value_coordinates", value_coordinates)
         self.has_bias = checks.flag("bias", bias) and aggregation != "sum"
         kernels.make_parameters(self, {"device": device, "dtype": dtype})
-        self.native, self.unpadded = kernels.native_convolution(self), samples_map(self)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -176,32 +176,49 @@ class _ConvNN(NeighborLayer):
         """
         unbatched = self._check_input(input)
         x = input.unsqueeze(0) if unbatched else input
-        native = self.native if neighbors is None and self.impl in ("auto", "conv") else None
-        if native is None:
-            y = self._aggregate(geometry.gradient_alike(x), neighbors)
+        if self.similarity != "spatial":  # a convolution lays its gradients out by itself
+            x = geometry.gradient_alike(x)
+        call = self._call(x)
+        if neighbors is None:
+            y = aggregate(call)
         else:
-            geometry.padded_lattice(x.shape[2:], self.padding, self.query_margin, stride=self.stride)
-            y = convolve_map(x, self.weight, self.bias, **native)
+            described = call.search["geometry"]
+            padded = geometry.gradient_alike(geometry.view_map(call.gather.value, described.sizes))
+            padded = geometry.pad_map(padded, described.padding, described.padding_mode)
+            slots = {"weight": self.weight, "bias": self.bias, "groups": call.gather.groups}
+            shape = described.queries.shape
+            found = self._gather(geometry.to_tokens(padded), neighbors, math.prod(shape), **slots)
+            y = geometry.view_map(found, shape)
+        if self.pointwise is not None:
+            y = geometry.view_map(self.pointwise(geometry.to_tokens(y)), y.shape[2:])
+        y = geometry.lay_out(geometry.pixel_shuffle(y, self.shuffle), geometry.memory_format_of(x))
         return y.squeeze(0) if unbatched else y
 
-    def _aggregate(self, x: Tensor, neighbors: Neighbors | None) -> Tensor:
-        unpadded = sample(self, x) if neighbors is None else None
-        out, lattice = self._aggregate_padded(x, neighbors) if unpadded is None else unpadded
-        if self.pointwise is not None:
-            out = self.pointwise(out)
-        memory_format = geometry.memory_format_of(x)
-        y = geometry.pixel_shuffle(geometry.to_map(out, lattice.shape, memory_format), self.shuffle)
-        return geometry.lay_out(y, memory_format)
+    def _call(self, x: Tensor) -> Call:
+        """Return the call of the operator on the tokens of a map ``(B, C_in, *grid)``."""
+        x = geometry.pixel_unshuffle(x, self.unshuffle)
+        described = describe_map(
+            x.shape[2:], self.padding, self.query_margin, stride=self.stride, padding_mode=self.padding_mode,
+            channels_last=not x.is_contiguous(),
+        )  # fmt: skip
+        queries = described.queries
+        if self.projection or self.value_coordinates:  # both are computed for the tokens of the padding too
+            x = geometry.pad_map(geometry.token_major(x), self.padding, self.padding_mode)
+            described = described.once_padded()
+        query = key = value = tokens = geometry.to_tokens(x)
+        if self.query_projection is not None and self.key_projection is not None and self.value_projection is not None:
+            query = self.query_projection(geometry.to_tokens(geometry.at_lattice(x, queries)))
+            key, value = self.key_projection(key), self.value_projection(value)
+        if self.value_coordinates:
+            value = geometry.with_coordinates(value, described.grid)
+        groups = 1 if self.weight is None else self.slot_groups
+        source = x if value is tokens else None
+        gather = Gather(value, self.weight, self.bias, self.weighting, self.temperature, groups, 0.0, source)
+        return Call(query, key, gather, self.k, self.impl, {**self._search_options(), "geometry": described})
 
-    def _aggregate_padded(self, x: Tensor, neighbors: Neighbors | None) -> tuple[Tensor, Lattice]:
-        """Aggregate tokens of the padded map: ``(B, N, C_out)``, and where the queries stand on it."""
-        padded, place = self._padded(x)
-        value, lattice = self._values(padded), place["query_index"]
-        slots = {"weight": self.weight, "bias": self.bias, "groups": 1 if self.weight is None else self.slot_groups}
-        if neighbors is not None:
-            return self._gather(value, neighbors, math.prod(lattice.shape), **slots), lattice
-        options = {**place, **self._search_options(), **self._weighting_options(), **slots, "impl": self.impl}
-        return knn_aggregate(*self._compared(padded, lattice), value, k=self.k, **options), lattice
+    def explain_choice(self, x: Tensor) -> Choice:
+        """Return which implementation ``forward`` would run for a map ``(B, C_in, *grid)``, and why; runs nothing."""
+        return explain(self._call(x.unsqueeze(0) if self._check_input(x) else x))
 
     def neighbors(self, x: Tensor) -> Neighbors:
         """Find the neighbours that ``forward`` would aggregate in x ``(B, C_in, *grid)``.
@@ -214,9 +231,8 @@ class _ConvNN(NeighborLayer):
             >>> convnn.ConvNN2d(4, 4, k=3).neighbors(torch.randn(1, 4, 5, 5)).index.shape
             torch.Size([1, 25, 3])
         """
-        padded, place = self._padded(x.unsqueeze(0) if self._check_input(x) else x)
-        query, key = self._compared(padded, place["query_index"])
-        return knn_search(query, key, self.k, impl=self._search_impl(), **place, **self._search_options())
+        call = self._call(x.unsqueeze(0) if self._check_input(x) else x)
+        return search(call._replace(impl=self._search_impl()))
 
     def _check_input(self, x: Tensor) -> bool:
         """Refuse what the layer cannot take; return whether the batch axis is missing."""
@@ -228,30 +244,6 @@ class _ConvNN(NeighborLayer):
             expected = f"sizes divisible by unshuffle = {self.unshuffle}"
             raise invalid("input", expected, tuple(x.shape[-self.dims :]), "pad or crop the map")
         return x.dim() == self.dims + 1
-
-    def _padded(self, x: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        """Return the map that the candidates are the tokens of, and where the queries stand on it."""
-        x = geometry.pixel_unshuffle(x, self.unshuffle)  # a convolution keeps its layout, a search wants tokens
-        x = x if self.similarity == "spatial" else geometry.token_major(x)
-        padded = geometry.pad_map(x, self.padding, self.padding_mode)
-        grid = tuple(padded.shape[2:])
-        return padded, {"grid": grid, "query_index": geometry.lattice_of(grid, self.query_margin, self.stride)}
-
-    def _compared(self, padded: Tensor, lattice: Lattice) -> tuple[Tensor, Tensor]:
-        """Return query ``(B, N, C)`` and key ``(B, M, C)``."""
-        tokens = geometry.to_tokens(padded)
-        if self.similarity == "spatial":  # it compares positions alone: the queries' features are not read
-            queries = padded.new_zeros(1).expand(padded.shape[0], math.prod(lattice.shape), padded.shape[1])
-        else:
-            queries = geometry.to_tokens(geometry.at_lattice(padded, lattice))
-        query = queries if self.query_projection is None else self.query_projection(queries)
-        return query, tokens if self.key_projection is None else self.key_projection(tokens)
-
-    def _values(self, padded: Tensor) -> Tensor:
-        """Return value ``(B, M, C)``."""
-        tokens = geometry.to_tokens(padded)
-        value: Tensor = tokens if self.value_projection is None else self.value_projection(tokens)
-        return geometry.with_coordinates(value, tuple(padded.shape[2:])) if self.value_coordinates else value
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Accept a convolution's weight ``(C_out, C_in/groups, *kernel)`` where the slots are that very kernel's."""

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..errors import invalid, shown
-from ..knn import attend_heads, gather_found, knn_search
-from ..types import Candidates, Neighbors, Similarity, Weighting
+from ..knn import Call, aggregate, explain, gather_found, knn_search
+from ..types import Candidates, Choice, Gather, Neighbors, Similarity, Weighting
 from .options import NeighborLayer, check_dtype, init_like_conv, keywords_of
 
 
@@ -84,11 +84,7 @@ class HeadsAttention(NeighborLayer):
             "dropout_p": dropout_p if self.training else 0.0,
         }
         if neighbors is None:
-            options |= {**self._search_options(), **self._weighting_options(), "k": self.k, "impl": self.impl}
-            mask = self._per_head(mask, key)
-            out = attend_heads(
-                query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), key_padding_mask=mask, **options
-            )
+            out = aggregate(self._call(query, key, value, mask, options), own=False)
         elif weighted:
             found = Neighbors(*(part.flatten(0, 1) for part in neighbors))
             groups, impl = options["groups"], self._search_impl()
@@ -98,6 +94,17 @@ class HeadsAttention(NeighborLayer):
         if self.pointwise is not None:
             out = self.pointwise(out)
         return out.reshape(batch, heads, queries, out.shape[-1])
+
+    def explain(self, query: Tensor, key: Tensor, value: Tensor) -> Choice:
+        """Return what ``attend`` would run for heads ``(B, H, N, d)`` without a mask, and why."""
+        groups = 1 if self.weight is None else value.shape[-1] // self.weight.shape[1]
+        return explain(self._call(query, key, value, None, {"weight": self.weight, "groups": groups, "dropout_p": 0.0}))
+
+    def _call(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]) -> Call:
+        gather = Gather(value.flatten(0, 1), options["weight"], None, self.weighting, self.temperature,
+                        options["groups"], options["dropout_p"])  # fmt: skip
+        search = {**self._search_options(), "key_padding_mask": self._per_head(mask, key)}
+        return Call(query.flatten(0, 1), key.flatten(0, 1), gather, self.k, self.impl, search)
 
     def search(self, query: Tensor, key: Tensor, mask: Tensor | None = None) -> Neighbors:
         """Find each head's neighbours: ``(B, H, N, d)`` and ``(B, H, M, d)`` to ``Neighbors`` of ``(B, H, N, k)``."""

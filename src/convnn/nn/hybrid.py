@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..errors import invalid
+from ..maps import describe_map
 from ..stages import geometry
 from ..tracing import Leaf
-from ..types import Neighbors
+from ..types import Choice, Neighbors
 from .convnn import ConvNN1d, ConvNN2d, ConvNN3d
 from .kernels import Conv, kernel_radius, resolve_padding
 from .options import (
@@ -203,8 +204,7 @@ class _HybridConvNN(Leaf):
         x = x if self.groups == 1 else geometry.gradient_alike(x)  # the gradient of a part would be contiguous
         branches = []
         if self.convnn is not None:
-            near = x if self.groups == 1 else x.narrow(channel, 0, self.convnn_channels)
-            branches.append(self.convnn(near, neighbors))
+            branches.append(self.convnn(self._near(x), neighbors))
         if self.conv is not None:
             rest = self.in_channels - self.convnn_channels
             branches.append(self.conv(x if self.groups == 1 else x.narrow(channel, self.convnn_channels, rest)))
@@ -217,15 +217,26 @@ class _HybridConvNN(Leaf):
         if self.convnn is None:
             raise invalid("branch_ratio", "a ratio that keeps a ConvNN branch", self.branch_ratio, "raise it")
         self._check_input(x)
-        batch = x if self.groups == 1 else x.narrow(x.dim() - self.dims - 1, 0, self.convnn_channels)
-        return self.convnn.neighbors(batch)
+        return self.convnn.neighbors(self._near(x))
+
+    def explain_choice(self, x: Tensor) -> Choice:
+        """Return which implementation the ConvNN branch would run for ``(B, C_in, *grid)``, and why; runs nothing."""
+        if self.convnn is None:
+            raise invalid("branch_ratio", "a ratio that keeps a ConvNN branch", self.branch_ratio, "raise it")
+        self._check_input(x)
+        return self.convnn.explain_choice(self._near(x))
+
+    def _near(self, x: Tensor) -> Tensor:
+        """Return the channels that the ConvNN branch sees."""
+        return x if self.groups == 1 else x.narrow(x.dim() - self.dims - 1, 0, self.convnn_channels)
 
     def _check_input(self, x: Tensor) -> None:
         shape = f"(batch, {self.in_channels}, ...) with {self.dims} axes of positions"
         ranks = (self.dims + 2, self.dims + 1)
         check_input(x, self, shape=shape, ranks=ranks, axis=-1 - self.dims, channels=self.in_channels)
         radius = kernel_radius(self.kernel_size, self.dilation)
-        geometry.padded_lattice(x.shape[-self.dims :], self.padding, radius, stride=self.stride)
+        # Refuses a map that is too small.
+        describe_map(x.shape[-self.dims :], self.padding, radius, stride=self.stride)
 
     def extra_repr(self) -> str:
         """Write the call that makes this layer; the branches follow."""

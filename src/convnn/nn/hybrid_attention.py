@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .. import checks
 from ..errors import invalid
 from ..tracing import Leaf
-from ..types import Neighbors
+from ..types import Choice, Neighbors
 from .attention import ConvNNAttention
 from .heads import HEADS_OPTIONS, refuse_attn_mask
 from .hybrid import branch_share
@@ -163,6 +163,13 @@ class HybridAttention(Leaf):
         if self.convnn is None:
             raise invalid("branch_ratio", "a ratio that keeps a ConvNN branch", self.branch_ratio, "raise it")
         return self.convnn.neighbors(x[..., : self.share], key_padding_mask)
+
+    def explain_choice(self, x: Tensor) -> Choice:
+        """Return which implementation the ConvNN branch would run for ``(B, N, C)``, and why; runs nothing of it."""
+        self._check_input(x)
+        if self.convnn is None:
+            raise invalid("branch_ratio", "a ratio that keeps a ConvNN branch", self.branch_ratio, "raise it")
+        return self.convnn.explain_choice(x[..., : self.share])
 
     def _check_input(self, x: Tensor) -> None:
         check_input(x, self, shape=f"(batch, tokens, {self.dim})", ranks=(3,), axis=2, channels=self.dim)

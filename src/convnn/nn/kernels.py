@@ -136,17 +136,3 @@ def as_slots(weight: object, layer: Any) -> object:
     if isinstance(weight, Tensor) and window is not None and tuple(weight.shape[2:]) == window[0]:
         return weight.flatten(2)
     return weight
-
-
-def native_convolution(layer: Any) -> dict[str, Any] | None:
-    """Return the geometry of the convolution that a ConvNN layer is, read once from its options; None if it is none."""
-    plain = not (layer.projection or layer.value_coordinates or layer.include_self) and layer.padding_mode == "zeros"
-    slots = layer.aggregation in ("standard", "depthwise") and layer.weighting == "ones"
-    if not (plain and slots and layer.similarity == "spatial" and layer.unshuffle == layer.shuffle == 1):
-        return None
-    window = whole_window(layer.candidates, layer.k, layer.dims)
-    if window is None or kernel_radius(*window) != layer.query_margin:
-        return None
-    size, dilation = window
-    return {"size": size, "stride": layer.stride, "padding": layer.padding, "dilation": dilation,
-            "groups": layer.slot_groups}  # fmt: skip

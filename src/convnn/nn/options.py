@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..errors import invalid, shown, unknown_name
-from ..knn import knn_gather
+from ..knn import check_impl, knn_gather
 from ..precision import autocast_is_on
 from ..tracing import Leaf, dense
 from ..types import WEIGHTINGS, Blend, Candidates, Neighbors, Random, Similarity, Weighting
@@ -49,7 +49,7 @@ class NeighborLayer(Leaf):
         checks.candidates(candidates)
         checks.name("weighting", weighting, WEIGHTINGS)
         checks.name("aggregation", aggregation, AGGREGATIONS)
-        checks.impl(impl)
+        check_impl(impl)
         if k is None and aggregation != "sum":
             fix = "give a number, or use aggregation='sum'"
             raise invalid("k", f"a number (aggregation={aggregation!r} has one weight per slot)", None, fix)

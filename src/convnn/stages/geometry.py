@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import invalid
-from ..types import Lattice, Window
+from ..maps import Lattice
+from ..types import Window
 
 
 def unravel(index: Tensor, grid: tuple[int, ...]) -> Tensor:
@@ -86,6 +87,12 @@ def to_tokens(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2)
 
 
+def view_map(tokens: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """View tokens ``(B, N, C)`` as the map ``(B, C, *grid)`` that they are the tokens of; no copy."""
+    x: Tensor = tokens.transpose(1, 2).unflatten(2, grid)
+    return x
+
+
 def to_map(tokens: Tensor, grid: tuple[int, ...], memory_format: torch.memory_format) -> Tensor:
     """Turn tokens ``(B, N, C)`` into a map ``(B, C, *grid)`` in the given memory format."""
     batch, _, channels = tokens.shape
@@ -105,25 +112,6 @@ def whole_window(candidates: object, k: int, dims: int) -> tuple[tuple[int, ...]
     if isinstance(candidates, str) and side**dims == k and side % 2:
         return (side,) * dims, (1,) * dims
     return None
-
-
-def lattice_of(grid: tuple[int, ...], margin: tuple[int, ...], stride: tuple[int, ...]) -> Lattice:
-    """Return every ``stride``-th position of a grid, ``margin`` away from its borders; refuses a map that has none."""
-    shape = []
-    for size, away, step in zip(grid, margin, stride, strict=True):
-        if size <= 2 * away:
-            expected = f"more than {2 * away} tokens per axis (padding included), for a margin of {away}"
-            raise invalid("input", expected, f"{size} (map {grid})", "enlarge the map or the padding")
-        shape.append((size - 2 * away - 1) // step + 1)
-    return Lattice(margin, tuple(shape), stride)
-
-
-def padded_lattice(
-    grid: tuple[int, ...], padding: tuple[int, ...], margin: tuple[int, ...], *, stride: tuple[int, ...]
-) -> Lattice:
-    """Return ``lattice_of`` the padded grid, in its coordinates; refuses a map too small for a single query."""
-    padded = tuple([size + 2 * amount for size, amount in zip(grid, padding, strict=True)])
-    return lattice_of(padded, margin, stride)
 
 
 def at_lattice(x: Tensor, lattice: Lattice) -> Tensor:
