@@ -14,7 +14,7 @@ else
 COVERAGE :=
 endif
 
-.PHONY: help setup demo test check format bench lock clean clean-venv
+.PHONY: help setup demo test test-lowest check format bench lock clean clean-venv
 
 help: ## show this list
 	@echo "convnn: one operator from convolution to attention. Targets:"
@@ -31,6 +31,9 @@ demo: setup ## train the whole spectrum on real digits and write demo/report.htm
 test: setup ## run all tests and doctests on 2 cores, coverage at least 95% (under 8 minutes)
 	@echo "Running the tests in $(JOBS) processes ..."
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(COVERAGE) $(ARGS)
+
+test-lowest: setup ## run the tests with the lowest versions that pyproject.toml allows, in .venv-lowest (6 GB more)
+	@$(BIN)/python tools/lowest.py -n $(JOBS) $(ARGS)
 
 check: setup ## lint, format and types, changing nothing (about a minute the first time)
 	@echo "ruff check ..."
@@ -58,5 +61,5 @@ clean: ## remove what the other targets wrote, but keep .venv
 	@rm -rf demo runs dist build site htmlcov .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find src tests benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
-clean-venv: ## remove .venv
-	@rm -rf .venv
+clean-venv: ## remove .venv and .venv-lowest
+	@rm -rf .venv .venv-lowest

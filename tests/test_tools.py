@@ -1,8 +1,9 @@
-"""tools/venv.py and tools/lock.py: when .venv counts as ready, and what a user is told when it cannot be made."""
+"""tools/venv.py, lock.py and lowest.py: when .venv is ready, what a user is told, which versions are installed."""
 
 import importlib.util
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -130,3 +131,30 @@ def test_lock_is_exact_and_names_no_platform():
     assert [row for row in rows if not re.fullmatch(r"[a-z0-9-]+==[0-9][\w.!]*", row)] == []
     assert [row for row in rows if load("lock").LEFT_OUT.match(row.split("==")[0])] == []
     assert {"torch", "timm", "lightning", "pytest", "ruff", "mypy"} <= {row.split("==")[0] for row in rows}
+
+
+def test_the_lowest_versions_are_those_of_pyproject():
+    project = {
+        "dependencies": ["torch>=2.6"],
+        "optional-dependencies": {
+            "cli": ["jsonargparse[signatures]>=4.36"],
+            "vision": ["convnn[cli]", "timm>=1.0.12"],
+            "train": ["convnn[vision]"],
+            "export": ["onnx>=1.18"],
+            "dev": ["ruff>=0.9"],
+        },
+    }
+    lock = "# made by make lock\nhypothesis==6.1\nnumpy==2.0\npytest==8.3\npytest-xdist==3.6\n"
+    assert load("lowest").constraints(project, lock) == [
+        "hypothesis==6.1", "jsonargparse==4.36", "onnx==1.18", "pytest-xdist==3.6", "pytest==8.3", "timm==1.0.12",
+        "torch==2.6",
+    ]  # fmt: skip
+
+
+def test_every_requirement_has_a_lowest_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    needed = [*project["dependencies"], *(r for extra in load("lowest").EXTRAS for r in extras[extra])]
+    assert [r for r in needed if not r.startswith("convnn[") and load("lowest").lowest(r) is None] == []
+    torch = next(r for r in project["dependencies"] if r.startswith("torch>="))
+    assert f"PyTorch {torch.removeprefix('torch>=')} or newer" in (ROOT / "README.md").read_text(encoding="utf-8")
