@@ -14,7 +14,7 @@ else
 COVERAGE :=
 endif
 
-.PHONY: help setup demo test test-lowest check format bench lock clean clean-venv
+.PHONY: help setup demo test test-lowest check format bench lock tables clean clean-venv
 
 help: ## show this list
 	@echo "convnn: one operator from convolution to attention. Targets:"
@@ -56,6 +56,9 @@ ifeq ($(UPGRADE),1)
 	@$(BIN)/python -m pip install --quiet --upgrade --upgrade-strategy eager -e ".[vision,train,export,dev]"
 endif
 	@$(BIN)/python tools/lock.py
+
+tables: setup ## write the tables of README.md, docs/benchmarks.md and results/README.md from the records in results/
+	@$(BIN)/python tools/tables.py
 
 clean: ## remove what the other targets wrote, but keep .venv
 	@rm -rf demo runs dist build site htmlcov .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,214 @@
+"""Write the measured numbers into the pages: `.venv/bin/python tools/tables.py`.
+
+A page holds `<!-- table NAME -->`, a table and `<!-- end of table -->`; this script writes the table from the records
+in results/. `tests/test_tables.py` fails where a page and the records differ.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = ("README.md", "docs/benchmarks.md", "results/README.md")
+MARKED = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+
+SHAPES = ("16x64x32", "16x128x16", "8x64x56", "8x128x28", "8x256x14", "8x512x7", "1x64x256")
+LAYERS = {"`Random(32)`": "random 32", "`Grid(5)`": "grid 5", "all candidates": "all"}
+LONG = ("3x16384x64", "k-NN attention vs full attention")
+RECOVERED = "recovered convolution"
+PASSES = {"forward": "forward", "training": "forward+backward"}
+PROCESSORS = {"AVX2": "operator-cpu-avx2", "AVX-512": "operator-cpu"}
+
+
+def record(name: str) -> dict[str, Any]:
+    """Read a record of results/."""
+    found: dict[str, Any] = json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def number(value: float) -> str:
+    """Return a ratio with two decimals below 2, and with fewer above.
+
+    >>> number(0.4567), number(3.888), number(97.93)
+    ('0.46', '3.9', '98')
+    """
+    return f"{value:.2f}" if value < 1.995 else f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
+
+
+def cell(case: dict[str, Any] | None, passed: str) -> str:
+    """Return the ratio of a case and its range over the processes, or nothing where it was not measured."""
+    if case is None or passed not in case:
+        return ""
+    low, high = case[passed]["ratio_range"]
+    return f"{number(case[passed]['ratio'])} ({number(low)} to {number(high)})"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def shape_of(name: str) -> str:
+    """Return a shape in words: ``16x64x32`` is 16 samples of 64 channels on maps of 32 x 32."""
+    batch, channels, side = name.split("x")
+    return f"{batch} x {channels} x {side}²"
+
+
+def summary() -> str:
+    """Return README's table: per layer the smallest and the largest ratio over all shapes."""
+    cases, rows = record("operator-cpu-avx2")["cases"], []
+    names = {label: f"{name} vs conv" for label, name in LAYERS.items()} | {RECOVERED: "recovered conv"}
+    for label, name in names.items():
+        found = [cases[f"{name}/{shape}"] for shape in SHAPES if f"{name}/{shape}" in cases]
+        spans = []
+        for passed in PASSES.values():
+            ratios = [case[passed]["ratio"] for case in found]
+            spans.append(f"{number(min(ratios))} to {number(max(ratios))}")
+        rows.append([label, *spans])
+    return table(["time, ConvNN2d / `nn.Conv2d`", *PASSES], rows)
+
+
+def by_shape(name: str, columns: dict[str, str]) -> str:
+    """Return a table of shapes: forward and training of every column's case."""
+    cases = record(name)["cases"]
+    head = ["shape"] + [f"{label}, {passed}" for label in columns for passed in PASSES]
+    rows = []
+    for shape in SHAPES:
+        found = [cases.get(f"{case}/{shape}") for case in columns.values()]
+        if any(found):
+            cells = [cell(case, passed) for case in found for passed in PASSES.values()]
+            rows.append([shape_of(shape), *cells])
+    return table(head, rows)
+
+
+def against_convolution(name: str) -> str:
+    """Return the table of layers beside nn.Conv2d."""
+    return by_shape(name, {label: f"{case} vs conv" for label, case in LAYERS.items()} | {RECOVERED: "recovered conv"})
+
+
+def against_plain(name: str) -> str:
+    """Return the table of layers beside the plain algorithm."""
+    return by_shape(name, {label: f"{case} vs plain" for label, case in LAYERS.items()})
+
+
+def in_process() -> str:
+    """Return the table of the recovered convolution beside the one of the same process."""
+    rows = []
+    for shape in SHAPES[:-1]:
+        cells = []
+        for name in PROCESSORS.values():
+            case = record(name)["cases"][f"recovered conv/{shape}"]
+            cells += [f"{case[passed]['ratio_in_process']:.2f}" for passed in PASSES.values()]
+        rows.append([shape_of(shape), *cells])
+    return table(["shape", *_both_passes()], rows)
+
+
+def _both_passes() -> list[str]:
+    return [f"{processor}, {passed}" for processor in PROCESSORS for passed in PASSES]
+
+
+def by_case(*prefixes: str, passes: Sequence[str] = tuple(PASSES)) -> str:
+    """Return a table of cases: on both processors, in every pass named."""
+    records = [record(name)["cases"] for name in PROCESSORS.values()]
+    names = [name for name in {**records[0], **records[1]} if name.startswith(prefixes)]
+    head = ["case", "compared with"] + [f"{processor}, {passed}" for processor in PROCESSORS for passed in passes]
+    rows = []
+    for name in names:
+        found = [cases.get(name) for cases in records]
+        other = next(case["against"] for case in found if case is not None)
+        rows.append([name, other, *(cell(case, PASSES[passed]) for case in found for passed in passes)])
+    return table(head, rows)
+
+
+def by_step() -> str:
+    """Return the table of Random(32) where the two sides take turns at every step."""
+    names = ("operator-cpu-by-step-avx2", "operator-cpu-by-step")
+    records = [record(name)["cases"] for name in names]
+    rows = [
+        [shape_of(shape)]
+        + [cell(cases[f"random 32 vs conv/{shape}"], passed) for cases in records for passed in PASSES.values()]
+        for shape in SHAPES
+    ]
+    return table(["shape", *_both_passes()], rows)
+
+
+def attention_times() -> str:
+    """Return the milliseconds of k-NN attention and of PyTorch's fused attention on the same sizes."""
+    rows = []
+    for size, other in (("24x197x64", "recovered attention"), ("24x1024x64", "recovered attention"), LONG):
+        knn = "k-NN attention" if other == "recovered attention" else other
+        cells = []
+        for name in PROCESSORS.values():
+            cases = record(name)["cases"]
+            for passed in PASSES.values():
+                ours, theirs = cases[f"{knn}/{size}"][passed], cases[f"{other}/{size}"][passed]
+                cells.append(f"{ours['ours_ms']:,.0f} / {theirs['theirs_ms']:,.0f}")
+        rows.append([size, *cells])
+    return table(["heads x tokens x width", *_both_passes()], rows)
+
+
+def resnet50() -> str:
+    """Return the table of training steps of ResNet-50."""
+    records = [record(name)["cases"] for name in ("resnet50-cpu-avx2", "resnet50-cpu")]
+    rows = [
+        [name, records[0][name]["against"], *(cell(cases[name], "forward") for cases in records)] for name in records[0]
+    ]
+    return table(["case", "compared with", *PROCESSORS], rows)
+
+
+def memory() -> str:
+    """Return the table of the memory that one step needs."""
+    sides = {"ConvNN2d, all candidates": "ours", "the plain algorithm": "plain", "`nn.Conv2d`": "conv"}
+    rows = [
+        [str(row["samples"]), f"{row['tokens']:,}"]
+        + [f"{row[side]['extra_mib']:,.0f}" if side in row else "" for side in sides.values()]
+        for row in record("memory-cpu")["rows"]
+    ]
+    return table(["samples", "tokens", *(f"{side}, MiB" for side in sides)], rows)
+
+
+def records() -> str:
+    """Return the list of all records: when, where and by which command each was made."""
+    rows = []
+    for path in sorted((ROOT / "results").glob("*.json")):
+        made = record(path.stem)
+        where = f"{made['processor']}, {made['instructions']}, {made['threads']} threads"
+        rows.append([f"`{path.name}`", made["date"], where, f"torch {made['torch']}", f"`{made['command']}`"])
+    return table(["record", "date", "machine", "version", "command"], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "summary": summary,
+    "convolution-avx2": lambda: against_convolution("operator-cpu-avx2"),
+    "convolution-avx512": lambda: against_convolution("operator-cpu"),
+    "in-process": in_process,
+    "plain-avx2": lambda: against_plain("operator-cpu-avx2"),
+    "plain-avx512": lambda: against_plain("operator-cpu"),
+    "by-step": by_step,
+    "attention": lambda: by_case("k-NN attention", "recovered attention"),
+    "attention-times": attention_times,
+    "search": lambda: by_case("search vs", passes=["forward"]),
+    "sharing": lambda: by_case("shared search", "depthwise", "sum"),
+    "resnet50": resnet50,
+    "memory": memory,
+    "records": records,
+}
+
+
+def render(text: str) -> str:
+    """Return a page with every marked table written from the records."""
+    return MARKED.sub(lambda match: f"{match[1]}\n{TABLES[match[2]]()}\n{match[3]}", text)
+
+
+def main() -> None:
+    """Write the tables of all pages."""
+    for name in PAGES:
+        page = ROOT / name
+        page.write_text(render(page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
