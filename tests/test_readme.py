@@ -3,12 +3,16 @@
 import os
 import re
 from fnmatch import fnmatch
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+import convnn
+
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("recipes/*.md"))]
+PAGES = [page for folder in (".", "docs", "recipes", "results") for page in sorted((ROOT / folder).glob("*.md"))]
 TEXT_SUFFIXES = {".py", ".md", ".toml", ".yml", ".yaml", ".cff", ".lock", ".json", ".cfg", ".txt", ".sh", ".html", ""}
 
 # Written so that they do not match themselves.
@@ -81,6 +85,20 @@ def test_code_runs(page, line, code):
     exec(compile("\n" * (line - 1) + code, str(page), "exec"), {"__name__": "snippet"})
 
 
+def crowded_lines(text: str) -> list[str]:
+    """Lines that hold more than one sentence; code, tables and quotations are left out."""
+    text = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    lines = [line for line in text.splitlines() if not line.startswith(("|", ">"))]
+    return [line for line in lines if re.search(r"[a-z0-9)`*²][.?!]\)? +[A-Z`*]", re.sub(r"`[^`]*`", "`c`", line))]
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.name not in ("CHANGELOG.md", "DESIGN.md")], ids=lambda page: page.stem
+)
+def test_one_sentence_a_line(page):
+    assert crowded_lines(page.read_text(encoding="utf-8")) == []
+
+
 def test_readme_first_screen():
     """The first screen has the picture, the one-line swap and the two commands."""
     screen = "\n".join((ROOT / "README.md").read_text(encoding="utf-8").splitlines()[:30])
@@ -91,6 +109,59 @@ def test_readme_first_screen():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_exist(page):
     assert [link for link in links(page.read_text(encoding="utf-8")) if not (page.parent / link).exists()] == []
+
+
+def test_every_page_of_the_guide_is_linked():
+    """From its first page, and in the navigation."""
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")}
+    assert pages - {"index.md"} <= set(links((ROOT / "docs/index.md").read_text(encoding="utf-8")))
+    assert pages == set(re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE))
+
+
+def public_names(module: ModuleType) -> set[str]:
+    """Its `__all__`, or the functions and classes that it defines itself."""
+    if hasattr(module, "__all__"):
+        return set(module.__all__)
+    return {
+        name
+        for name, value in vars(module).items()
+        if getattr(value, "__module__", None) == module.__name__ and not name.startswith("_")
+    }
+
+
+def reference_names(text: str) -> dict[str, set[str]]:
+    """Of each package that has a section, the names in the first column of its tables."""
+    found = {}
+    for section in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
+        package = re.match(r"convnn(?:\.\w+)*", section)
+        rows = re.findall(r"^\| (`.*?) \|", section, flags=re.MULTILINE)
+        names = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+        found.setdefault(package[0] if package else "convnn", set()).update(names)
+    return found
+
+
+def test_the_reference_is_complete():
+    """Every public name of every public package is in its section, and no other."""
+    listed = reference_names((ROOT / "docs/reference.md").read_text(encoding="utf-8"))
+    packages = ("nn", "models", "accounting", "export", "explain", "train", "testing")
+    assert set(listed) == {"convnn", "convnn.errors", *(f"convnn.{name}" for name in packages)}
+    for name in packages:
+        assert listed[f"convnn.{name}"] == public_names(import_module(f"convnn.{name}")), name
+    errors = {name for name in public_names(convnn.errors) if isinstance(getattr(convnn.errors, name), type)}
+    assert listed["convnn.errors"] == errors
+    everything = set(convnn.__all__) - {"__version__"}
+    assert listed["convnn"] | listed["convnn.nn"] | (listed["convnn.errors"] & everything) == everything
+
+
+def directives(text: str) -> list[tuple[str, list[str]]]:
+    """The modules that the reference shows, with the members chosen of each (none: all)."""
+    found = re.findall(r"^::: (\S+)\n(?:    options:\n      members: \[(.*?)\]\n)?", text, flags=re.MULTILINE)
+    return [(module, members.split(", ") if members else []) for module, members in found]
+
+
+def test_what_the_reference_shows_exists():
+    for module, members in directives((ROOT / "docs/reference.md").read_text(encoding="utf-8")):
+        assert [name for name in members if not hasattr(import_module(module), name)] == [], module
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -122,4 +193,10 @@ def test_checks_can_fail():
     assert violations("pip install --index" + "-url x") == ["an index URL"]
     assert violations("a path such as src/home/room, and https://example.org/work/shop") == []
     assert links("[a](b.md#c) ![d](e.png) [f](https://x.org) `[g](h)` [i](#j)") == ["b.md", "e.png"]
+    assert reference_names("## convnn.nn: a\n| `B`, `C` | `d` |\n## Other\n| `E` | |") == {
+        "convnn.nn": {"B", "C"},
+        "convnn": {"E"},
+    }
+    assert directives("::: a.b\n    options:\n      members: [c, d]\n\n::: e\n") == [("a.b", ["c", "d"]), ("e", [])]
+    assert crowded_lines("One. Two.\nThree, `a. B`.\n| Four. Five. |\n") == ["One. Two."]
     assert make_commands("`make nonsense` and\n```sh\nmake demo\n```\nmake peace") == {"nonsense", "demo"}
