@@ -68,10 +68,7 @@ def test_what_is_a_torch_layer_counts_as_that_layer():
     parts = [lambda: hybrid.convnn(x), lambda: hybrid.conv(x), lambda: hybrid.mix(torch.randn(B, C_OUT, *GRID))]
     assert counted(lambda: hybrid(x)) == sum(counted(part) for part in parts)
     attention, tokens = ConvNNAttention(8, 2, k=None, aggregation="sum"), torch.randn(B, N, 8)
-    heads = torch.randn(3, B, 2, N, 4)
-    native = counted(lambda: nn.functional.scaled_dot_product_attention(*heads))  # 0 before PyTorch 2.15
-    assert native in (0, 2 * 2 * B * N * N * 8)
-    assert counted(lambda: attention(tokens)) == 2 * B * N * 8 * (3 * 8 + 8) + native
+    assert counted(lambda: attention(tokens)) == 2 * B * N * 8 * (3 * 8 + 8) + 2 * 2 * B * N * N * 8
 
 
 def test_a_counter_made_before_convnn_is_first_used_counts_it():
