@@ -11,7 +11,7 @@ import math
 import pytest
 import timm
 import torch
-from timm.models import FeatureInfo, VisionTransformer, group_parameters
+from timm.models import FeatureInfo, VisionTransformer, get_model_traits, group_parameters
 from timm.models._features_fx import GraphExtractNet, get_graph_node_names
 from timm.optim import param_groups_layer_decay
 from torch import nn
@@ -159,8 +159,8 @@ def check_configuration(model):
     for first in names_in(cfg, "first_conv"):
         assert state[f"{first}.weight"].shape[1] - channels in (0, 2), first  # 2: where coordinates join the values
     assert cfg["num_classes"] == model.num_classes
-    if hasattr(timm.models, "get_model_traits"):  # timm 1.0.31 or newer
-        assert timm.models.get_model_traits(model).get("first_conv", cfg["first_conv"]) == cfg["first_conv"]
+    traits = get_model_traits(model).get("first_conv", cfg["first_conv"])
+    assert traits == cfg["first_conv"]
     assert state[f"{cfg['classifier']}.weight"].shape[0] == model.num_classes
     features = model.eval().forward_features(torch.zeros(1, channels, *size, device="meta"))
     assert cfg.get("pool_size") == (tuple(features.shape[2:]) if features.dim() == 4 else None)
