@@ -203,7 +203,7 @@ def test_the_report_is_a_table() -> None:
     assert lines[0].split() == ["layer", "was", "is", "parameters"]
     assert lines[1].startswith("first.0 ")
     assert "Conv2d 8 -> 8, 3x3" in lines[1]
-    assert "HybridConvNN2d k=4, sqeuclidean, Random(r=9, generator=None), 0.25 of 8" in lines[1]
+    assert "HybridConvNN2d k=4, sqeuclidean, Random(r=9, seed=None, generator=None), 0.25 of 8" in lines[1]
     assert lines[1].endswith(f"{8 * 8 * 9} -> {8 * 6 * 9 + 2 * 8 * 4 + 72}")
     assert lines[2].startswith("block.0 = stages.0.0 ")
     assert "kept: a 1x1 convolution has no neighbours" in lines[4]

@@ -162,13 +162,14 @@ CANDIDATES: dict[str, Misuse] = {
         lambda: search(candidates=index(0, 1, 1, 2)), "candidates", ("distinct", "candidates.unique()")),
     "random of none": (lambda: Random(0), "Random.r", ("at least 1", "got 0")),
     "random of half": (lambda: Random(0.5), "Random.r", ("whole number", "got 0.5")),
-    "random from a string": (lambda: Random(3, "7"), "Random.generator", ("torch.Generator", "seed", "got '7'")),
-    "random from a bool": (lambda: Random(3, True), "Random.generator", ("seed", "got True")),
-    "generator without random": (lambda: search(generator=0), "generator", ("Random", "candidates=convnn.Random(r)")),
-    "two generators": (
-        lambda: search(generator=torch.Generator(), candidates=Random(5, 1)), "generator", ("already", "only one")),
+    "random from a string": (lambda: Random(3, "7"), "Random.seed", ("an int", "torch.Generator", "got '7'")),
+    "random from a bool": (lambda: Random(3, True), "Random.seed", ("an int", "got True")),
+    "a seed as a generator": (lambda: Random(3, generator=0), "Random.generator", ("seed=", "got 0")),
+    "a seed and a generator": (lambda: Random(5, 1, torch.Generator()), "Random.seed", ("got 1", "only one")),
     "generator of numpy": (
-        lambda: search(generator=np.random.default_rng(0), candidates=Random(5)), "generator", ("seed", "PCG64")),
+        lambda: Random(5, generator=np.random.default_rng(0)), "Random.generator", ("PCG64", "seed=")),
+    "own token not wanted": (
+        lambda: search(candidates=Random(5), include_self=False), "include_self", ("slot 0", "got False", "leave it")),
     "grid of none": (lambda: Grid(0), "Grid.g", ("at least 1", "got 0")),
     "grid margin negative": (lambda: Grid(3, -1), "Grid.margin", ("at least 0", "got -1")),
     "grid margin too large": (

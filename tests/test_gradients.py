@@ -34,7 +34,8 @@ def inputs(*names: str) -> dict[str, Tensor]:
 
 def operator(options: dict[str, Any]) -> Any:
     def aggregate(query: Tensor, key: Tensor, value: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return convnn.knn_aggregate(query, key, value, weight, bias, k=K, groups=2, grid=(2, 3), **options)
+        given = {"k": K, "groups": 2, "grid": (2, 3), "query_index": "same", **options}
+        return convnn.knn_aggregate(query, key, value, weight, bias, **given)
 
     return aggregate
 

@@ -114,13 +114,13 @@ def test_similarities_descend_over_the_slots(seed, count, name, include_self, da
     """All slots but the own token's; more neighbours only add slots behind."""
     k = data.draw(st.integers(1, count))
     x, query = draw(seed, 2, count, 3), draw(seed + 1, 2, count, 3)
-    found = convnn.knn_search(query, x, k, similarity=name, include_self=include_self)
+    found = convnn.knn_search(query, x, k, similarity=name, include_self=include_self, query_index="same")
     others = found.similarity[..., int(include_self) :]
     assert (others[..., :-1] >= others[..., 1:]).all()
     assert (found.index.sort().values.diff() > 0).all()
     if include_self:
         assert torch.equal(found.index[..., 0], torch.arange(count).expand(2, -1))
-    everyone = convnn.knn_search(query, x, count, similarity=name, include_self=include_self)
+    everyone = convnn.knn_search(query, x, count, similarity=name, include_self=include_self, query_index="same")
     assert torch.equal(everyone.index[..., :k], found.index)
 
 
@@ -136,7 +136,7 @@ def test_random_candidates_are_distinct_in_range_and_repeatable(seed, count, dat
     assert set(drawn.tolist()) <= set(range(count))
     assert torch.equal(convnn.Random(r, seed).draw(count, cpu), drawn)
     generators = [torch.Generator().manual_seed(seed) for _ in range(2)]
-    first, second = (convnn.Random(r, generator).draw(count, cpu) for generator in generators)
+    first, second = (convnn.Random(r, generator=generator).draw(count, cpu) for generator in generators)
     assert torch.equal(first, second)
     assert len(set(first.tolist())) == r
 
@@ -145,7 +145,7 @@ def test_different_seeds_usually_draw_differently():
     cpu = torch.device("cpu")
     by_seed = {tuple(convnn.Random(8, seed).draw(64, cpu).tolist()) for seed in range(200)}
     generator = torch.Generator().manual_seed(0)
-    by_generator = {tuple(convnn.Random(8, generator).draw(64, cpu).tolist()) for _ in range(200)}
+    by_generator = {tuple(convnn.Random(8, generator=generator).draw(64, cpu).tolist()) for _ in range(200)}
     assert len(by_seed) > 195
     assert len(by_generator) > 195
 
@@ -155,8 +155,8 @@ def test_every_token_is_drawn_equally_often(seeded):
     """2000 draws of 4 among 16: each about 500 times, within five standard deviations."""
     counts = torch.zeros(16)
     for seed in range(2000):
-        generator = seed if seeded else torch.Generator().manual_seed(seed)
-        counts[convnn.Random(4, generator).draw(16, torch.device("cpu"))] += 1
+        source = {"seed": seed} if seeded else {"generator": torch.Generator().manual_seed(seed)}
+        counts[convnn.Random(4, **source).draw(16, torch.device("cpu"))] += 1
     assert (counts - 500).abs().max() < 5 * math.sqrt(2000 * 0.25 * 0.75)
 
 
@@ -164,7 +164,7 @@ def test_every_token_is_drawn_equally_often(seeded):
 @given(seeds, st.integers(6, 20), st.integers(3, 5))
 def test_one_draw_serves_the_whole_batch(seed, count, r):
     x = draw(seed, 3, count, 4)
-    found = convnn.knn_search(x, x, 3, candidates=convnn.Random(r), generator=seed)
+    found = convnn.knn_search(x, x, 3, candidates=convnn.Random(r, seed))
     assert torch.equal(found.index[..., 0], torch.arange(count).expand(3, -1))
     drawn = set(convnn.Random(r, seed).draw(count, x.device).tolist())
     assert set(found.index[..., 1:].flatten().tolist()) <= drawn

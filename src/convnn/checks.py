@@ -218,18 +218,6 @@ def too_few(k: int, available: int, *, what: str, fix: str) -> ConvNNError:
     return invalid("k", f"at most {available} ({what})", k, fix)
 
 
-def generator(value: object, spec: object) -> None:
-    """Refuse a generator that is not one, or that has nothing to draw, or a second one."""
-    if isinstance(value, bool) or not isinstance(value, torch.Generator | int):
-        raise invalid("generator", "a torch.Generator, a seed (int) or None", repr(value), "pass one of these")
-    if not isinstance(spec, Random):
-        raise invalid(
-            "generator", "None unless candidates are Random", "a generator", "use candidates=convnn.Random(r)"
-        )
-    if spec.generator is not None:
-        raise invalid("generator", "None (candidates has a generator already)", "a second one", "give only one of them")
-
-
 def gather(problem: Gather, neighbors_k: int) -> None:
     """Refuse a weight, bias or weighting that does not fit the values and the k neighbours."""
     name("weighting", problem.weighting, WEIGHTINGS)

@@ -9,9 +9,8 @@ Kang and Sales Rocha Neto, "Attention Via Convolutional Nearest Neighbors", arXi
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from . import checks
@@ -33,11 +32,10 @@ def knn_search(
     *,
     similarity: Similarity = "cosine",
     candidates: Candidates = "all",
-    include_self: bool = False,
+    include_self: bool | None = None,
     grid: tuple[int, ...] | None = None,
-    query_index: Tensor | Lattice | None = None,
+    query_index: Tensor | Lattice | Literal["same"] | None = None,
     key_padding_mask: Tensor | None = None,
-    generator: torch.Generator | int | None = None,
     deterministic: bool = False,
     scale: float | None = None,
     impl: str = "auto",
@@ -57,12 +55,13 @@ def knn_search(
             is nearer, distances are negated.
         candidates: ``"all"``, ``Random(r)``, ``Grid(g)``, ``Window(size)``, or positions ``(r,)`` among the keys. Under
             ``Random``, ``Grid`` and positions, slot 0 is the query's own token wherever the queries are keys.
-        include_self: slot 0 is the query's own token, the other k - 1 slots are chosen among the others.
+        include_self: slot 0 is the query's own token, the other k - 1 slots are chosen among the others. Left out: what
+            the candidates imply; False is refused where they imply it.
         grid: sizes of the map of which the keys are the tokens in raster order; ``(M,)`` if left out.
-        query_index: where the queries stand among the keys, ``(N,)`` or a ``Lattice``. Left out, query i is key i
-            if N = M, and the queries are no keys (cross-attention) otherwise.
+        query_index: where the queries stand among the keys, ``(N,)`` or a ``Lattice``; ``"same"``: query i is key i.
+            Left out, it is ``"same"`` if ``query`` and ``key`` are the same tensor, and the queries are no keys
+            (cross-attention) otherwise.
         key_padding_mask: ``(B, M)`` boolean, True for keys that may not be neighbours.
-        generator: a ``torch.Generator`` or a seed for ``Random``.
         deterministic: take equal similarities lowest index first (also under
             ``torch.use_deterministic_algorithms``).
         scale: the factor of ``"dot"``; ``1/sqrt(C)`` if left out.
@@ -76,6 +75,7 @@ def knn_search(
         ConvNNError: an argument does not fit; the message names it, what it was, what is allowed and the fix.
 
     Example:
+        >>> import torch
         >>> tokens = torch.tensor([[[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]])
         >>> knn_search(tokens, tokens, k=2).index
         tensor([[[0, 1],
@@ -84,7 +84,7 @@ def knn_search(
     """
     choose.check(impl)
     problem = resolve(query, key, k, similarity=similarity, candidates=candidates, include_self=include_self,
-                      grid=grid, query_index=query_index, key_padding_mask=key_padding_mask, generator=generator,
+                      grid=grid, query_index=query_index, key_padding_mask=key_padding_mask,
                       deterministic=deterministic, scale=scale)  # fmt: skip
     if problem.every and key_padding_mask is not None:
         raise invalid("k", "a number where keys are masked", None, "give the number of neighbours to return")
@@ -124,6 +124,7 @@ def knn_gather(
         ConvNNError: an argument does not fit.
 
     Example:
+        >>> import torch
         >>> value = torch.tensor([[[1.0], [10.0], [100.0]]])
         >>> nearest = Neighbors(torch.zeros(1, 3, 2), torch.tensor([[[0, 1], [1, 0], [2, 1]]]))
         >>> knn_gather(value, nearest).flatten()
@@ -178,6 +179,7 @@ def knn_aggregate(
     Example:
         Self-attention, and its k-nearest-neighbour form:
 
+        >>> import torch
         >>> q, k, v = torch.randn(3, 1, 16, 8).unbind()
         >>> attention = knn_aggregate(q, k, v, k=16, similarity="dot", weighting="softmax")
         >>> torch.allclose(attention, torch.nn.functional.scaled_dot_product_attention(q, k, v), atol=1e-6)
@@ -249,6 +251,7 @@ def explain_choice(
     ``explain_choice(layer, x)`` tells what a layer would run for an input.
 
     Example:
+        >>> import torch
         >>> tokens = torch.zeros(1, 16, 8)
         >>> explain_choice(tokens, tokens, tokens, k=None, similarity="dot", weighting="softmax").impl
         'sdpa'

@@ -21,7 +21,6 @@ SEARCH_OPTIONS = frozenset(
         "grid",
         "query_index",
         "key_padding_mask",
-        "generator",
         "deterministic",
         "scale",
         "geometry",
@@ -36,11 +35,10 @@ def resolve(
     *,
     similarity: Similarity = "cosine",
     candidates: Candidates = "all",
-    include_self: bool = False,
+    include_self: bool | None = None,
     grid: tuple[int, ...] | None = None,
-    query_index: Tensor | Lattice | None = None,
+    query_index: Tensor | Lattice | Literal["same"] | None = None,
     key_padding_mask: Tensor | None = None,
-    generator: torch.Generator | int | None = None,
     deterministic: bool = False,
     scale: float | None = None,
     geometry: MapGeometry | None = None,
@@ -57,28 +55,31 @@ def resolve(
     keys_grid = checks.grid(grid, key.shape[1]) if geometry is None else geometry.grid
     if geometry is not None:
         query_index = geometry.queries
-    elif query_index is None and query.shape[1] == key.shape[1]:
+    elif (isinstance(query_index, str) and query_index == "same") or (query_index is None and query is key):
+        checks.alike(("query", query), ("key", key), {1: "tokens (query_index='same')"})
         query_index = Lattice((0,) * len(keys_grid), keys_grid, (1,) * len(keys_grid))
     elif query_index is not None:
         checks.query_index(query_index, query.shape[1], keys_grid, device=key.device)
     checks.candidates(candidates)
-    if generator is not None:
-        checks.generator(generator, candidates)
-    drawn = _draw(candidates, keys_grid, generator, key.device)
+    drawn = _draw(candidates, keys_grid, key.device)
     if key_padding_mask is not None:
         checks.key_padding_mask(key_padding_mask, key)
         checks.some_key_left(key_padding_mask)
     factor = checks.scale_of_dot(scale, similarity)
     if query_index is None:
-        _check_positions_unneeded(similarity, drawn, include_self)
+        _check_positions_unneeded(similarity, drawn, bool(include_self))
     sampled = isinstance(drawn, Grid | Tensor) and query_index is not None
+    own_slot = sampled if include_self is None else checks.flag("include_self", include_self)
+    if sampled and not own_slot:
+        expected = "True or None (the query's own token is always slot 0 where candidates are listed)"
+        raise invalid("include_self", expected, False, "leave it out, or use other candidates")
     count = _every(drawn, keys_grid) if k is None else checks.whole("k", k)
     queries = query.shape[1] if geometry is None else math.prod(geometry.queries.shape)
     _check_enough(count, drawn, keys_grid, queries, sampled=sampled)
     return Search(
         query=query, key=key, k=count, every=k is None and isinstance(drawn, str), similarity=similarity,
         scale=query.shape[2] ** -0.5 if factor is None else factor,
-        candidates=drawn, include_self=checks.flag("include_self", include_self) or sampled, grid=keys_grid,
+        candidates=drawn, include_self=own_slot, grid=keys_grid,
         query_index=query_index, key_padding_mask=key_padding_mask, need_similarity=True,
         deterministic=checks.flag("deterministic", deterministic) or torch.are_deterministic_algorithms_enabled(),
         geometry=geometry,
@@ -86,7 +87,7 @@ def resolve(
 
 
 def _draw(
-    candidates: Candidates, grid: tuple[int, ...], generator: torch.Generator | int | None, device: torch.device
+    candidates: Candidates, grid: tuple[int, ...], device: torch.device
 ) -> Literal["all"] | Grid | Window | Tensor:
     """Turn random candidates into positions, and what asks for more candidates than there are into all."""
     if isinstance(candidates, Tensor):
@@ -94,8 +95,7 @@ def _draw(
         # Sorted first, which copies them: the caller's own memory may change before a copy to a device is over.
         return candidates.to(torch.int64).sort().values.to(device, non_blocking=True)
     if isinstance(candidates, Random):
-        spec = candidates if generator is None else Random(candidates.r, generator)
-        return "all" if spec.takes_all(grid) else spec.draw(math.prod(grid), device)
+        return "all" if candidates.takes_all(grid) else candidates.draw(math.prod(grid), device)
     if isinstance(candidates, Grid) and candidates.takes_all(grid):
         return "all"
     return candidates
@@ -120,8 +120,9 @@ def _check_positions_unneeded(similarity: Similarity, candidates: object, includ
     ):
         if needs:
             got = {"similarity": similarity, "candidates": candidates, "include_self": include_self}[argument]
-            fix = "pass query_index, the queries' positions among the keys"
-            raise invalid(argument, "one that needs no positions (N differs from M: the queries are no keys)", got, fix)
+            fix = "pass query_index: 'same' if query i is key i, or the queries' positions among the keys"
+            expected = "one that needs no positions (query and key are not the same tensor)"
+            raise invalid(argument, expected, got, fix)
 
 
 def _check_enough(

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .errors import invalid, unknown_name
+from .errors import invalid, shown, unknown_name
 from .maps import Lattice, MapGeometry
 
 SimilarityName = Literal["cosine", "dot", "sqeuclidean", "euclidean", "spatial"]
@@ -42,36 +42,41 @@ def _whole(argument: str, value: object, minimum: int, fix: str) -> None:
 class Random:
     """Candidates: ``r`` tokens drawn without replacement, one draw for the whole batch.
 
-    ``generator`` is a ``torch.Generator``, or a seed (an int: every call makes the same draw, on every device), or None
-    for torch's global generator, whose state activation checkpointing restores (a ``torch.Generator`` of one's own it
-    does not, so that one is refused there). More candidates than tokens means every token.
+    With a ``seed`` every call makes the same draw, on every device. A ``generator`` is drawn from at every call;
+    without either it is torch's global one, whose state activation checkpointing restores (that of another it does not,
+    so that one is refused there). As many candidates as tokens, or more, means every token.
 
-    >>> Random(3, generator=0).draw(10, torch.device("cpu")).shape
+    >>> Random(3, seed=0).draw(10, torch.device("cpu")).shape
     torch.Size([3])
     """
 
     r: int
-    generator: torch.Generator | int | None = None
+    seed: int | None = None
+    generator: torch.Generator | None = None
 
     def __post_init__(self) -> None:
         _whole("Random.r", self.r, 1, "give the number of candidates to draw")
-        if isinstance(self.generator, bool) or not isinstance(self.generator, torch.Generator | int | None):
-            raise invalid(
-                "Random.generator", "a torch.Generator, a seed (int) or None", repr(self.generator), "pass one of these"
-            )
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int | None):
+            expected, fix = "an int or None", "give a seed, or a torch.Generator as generator="
+            raise invalid("Random.seed", expected, shown(self.seed), fix)
+        if not isinstance(self.generator, torch.Generator | None):
+            fix = "give a seed as seed=, or a torch.Generator"
+            raise invalid("Random.generator", "a torch.Generator or None", shown(self.generator), fix)
+        if self.seed is not None and self.generator is not None:
+            raise invalid("Random.seed", "None beside a generator", self.seed, "give only one of them")
 
     def takes_all(self, grid: Sequence[int]) -> bool:
-        """Whether so many candidates of the tokens of a grid are wanted that every token is one.
+        """Return True if so many candidates of the tokens of a grid are wanted that every token is one.
 
-        >>> Random(5).takes_all((2, 2))
+        >>> Random(4).takes_all((2, 2))
         True
         """
-        return self.r > math.prod(grid)
+        return self.r >= math.prod(grid)
 
     def draw(self, tokens: int, device: torch.device) -> Tensor:
         """Draw ``(r,)`` distinct positions among ``tokens``, in ascending order."""
-        if isinstance(self.generator, int):
-            order = _hashed_order(tokens, self.generator, device)
+        if self.seed is not None:
+            order = _hashed_order(tokens, self.seed, device)
         elif self.generator is None:
             order = torch.randperm(tokens, device=device)
         else:
@@ -120,7 +125,7 @@ class Grid:
 
     def takes_all(self, grid: Sequence[int]) -> bool:
         """Whether so many candidates of the tokens of a grid are wanted that every token is one."""
-        return self.g > min(grid)
+        return self.g > min(grid) or self.g == max(grid)
 
 
 @dataclass(frozen=True)

@@ -231,7 +231,7 @@ def test_profiling_leaves_the_model_as_it_was():
 def test_a_generator_of_candidates_is_not_advanced():
     generator = torch.Generator().manual_seed(3)
     before = generator.get_state()
-    profile(ConvNN2d(3, 4, k=3, candidates=Random(5, generator)), torch.randn(1, 3, 6, 6), runs=1)
+    profile(ConvNN2d(3, 4, k=3, candidates=Random(5, generator=generator)), torch.randn(1, 3, 6, 6), runs=1)
     assert torch.equal(generator.get_state(), before)
 
 

@@ -96,7 +96,7 @@ def test_the_neighbours_are_the_same(tmp_path) -> None:
     model = Selections(
         {"similarity": "cosine", "include_self": True},
         {"similarity": "dot"},
-        {"similarity": "sqeuclidean", "candidates": convnn.Random(20, generator=3)},
+        {"similarity": "sqeuclidean", "candidates": convnn.Random(20, seed=3)},
         {"similarity": "euclidean", "candidates": convnn.Grid(3)},
         {"similarity": convnn.Blend(0.5), "candidates": convnn.Window(5)},
         {"similarity": "spatial"},

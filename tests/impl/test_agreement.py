@@ -28,7 +28,7 @@ SIMILARITIES: dict[str, Any] = {
 }
 CANDIDATES: dict[str, Any] = {
     "all": "all",
-    "random": convnn.Random(7, generator=3),
+    "random": convnn.Random(7, seed=3),
     "grid": convnn.Grid(3),
     "window": convnn.Window(3),
     "dilated window": convnn.Window((3, 5), (1, 2)),
@@ -37,8 +37,8 @@ CANDIDATES: dict[str, Any] = {
 }
 # Who asks: the keys themselves, as many other vectors, strangers, or some of the keys' positions.
 QUERIES: dict[str, Any] = {
-    "keys": None,
-    "projected": None,
+    "keys": "same",
+    "projected": "same",
     "strangers": None,
     "lattice": convnn.Lattice((0, 1), (2, 2), (2, 2)),
     "some": torch.tensor([7, 0, 7, 10, 11]),
@@ -69,7 +69,7 @@ def search_options(case: dict[str, Any]) -> dict[str, Any]:
     return {
         "similarity": SIMILARITIES[case["similarity"]],
         "candidates": CANDIDATES[case["candidates"]],
-        "include_self": case["include_self"],
+        "include_self": case["include_self"] or None,
         "query_index": QUERIES[case["queries"]],
         "grid": GRID,
         "key_padding_mask": MASK if case["masked"] else None,

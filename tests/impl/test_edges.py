@@ -62,7 +62,8 @@ def test_duplicates(name, dtype, impl):
 def test_all_tokens_alike(candidates, include_self, impl):
     """Nothing but the tie rule decides: the lowest candidates in order, behind the own token where it has a slot."""
     x = torch.ones(2, 12, 4)
-    options: dict[str, Any] = {"candidates": candidates, "include_self": include_self, "grid": (3, 4), "impl": impl}
+    own = include_self or None
+    options: dict[str, Any] = {"candidates": candidates, "include_self": own, "grid": (3, 4), "impl": impl}
     found = search(x, 4, deterministic=True, **options)
     allowed = {
         "all": lambda n: range(12),
@@ -122,7 +123,7 @@ def test_a_vector_has_a_direction_whatever_its_length(exponent, impl):
 def test_the_gradient_at_distance_zero_is_zero(weighting, name, impl):
     x = torch.tensor([[[1.0, 2.0], [1.0, 2.0], [4.0, 6.0]]], dtype=torch.float64)
     query, key = x.clone().requires_grad_(), x.clone().requires_grad_()
-    options: dict[str, Any] = {"similarity": name, "weighting": weighting, "impl": impl}
+    options: dict[str, Any] = {"similarity": name, "weighting": weighting, "query_index": "same", "impl": impl}
     y = convnn.knn_aggregate(query, key, torch.randn(1, 3, 2, dtype=torch.float64), k=3, **options)
     gradients = torch.autograd.grad(y.square().sum(), (query, key))
     assert all(gradient.isfinite().all() for gradient in gradients)

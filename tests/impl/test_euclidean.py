@@ -83,7 +83,8 @@ def test_among_few_candidates_too(name, candidates, impl):
     torch.manual_seed(0)
     x = DATA[name]()[:60]
     options = {"similarity": "euclidean", "candidates": candidates, "include_self": True, "impl": impl}
-    index = convnn.knn_search(x.unsqueeze(0), x.unsqueeze(0), K, **options).index[0]
+    tokens = x.unsqueeze(0)
+    index = convnn.knn_search(tokens, tokens, K, **options).index[0]
     assert index[:, 0].tolist() == list(range(60))
     exact, position = distances(x, x).fill_diagonal_(torch.inf), torch.arange(60)
     if isinstance(candidates, convnn.Window):
@@ -103,7 +104,8 @@ def test_a_blend_does_not_round_coordinates(lam, impl):
     torch.manual_seed(0)
     x = torch.randn(42, 3) + 1e6
     similarity = convnn.Blend(lam, "sqeuclidean")
-    found = convnn.knn_search(x.unsqueeze(0), x.unsqueeze(0), K, similarity=similarity, grid=(6, 7), impl=impl)
+    tokens = x.unsqueeze(0)
+    found = convnn.knn_search(tokens, tokens, K, similarity=similarity, grid=(6, 7), impl=impl)
     row, column = torch.meshgrid(torch.arange(6).double() * 0.4 - 1, torch.arange(7).double() / 3 - 1, indexing="ij")
     places = torch.stack([column.flatten(), row.flatten()], 1)
     exact = (lam / (x.double().std() + 1e-6)) ** 2 * distances(x, x) + (1 - lam) ** 2 * distances(places, places)

@@ -97,7 +97,7 @@ def test_neighbourhood_attention(grid, size, dilation, dtype):
     for impl in ("auto", "reference"):
         actual = function_with_gradients(
             lambda q, key, v, impl=impl: convnn.knn_aggregate(
-                q, key, v, k=k, candidates=window, grid=grid, impl=impl, **ATTENTION
+                q, key, v, k=k, candidates=window, grid=grid, query_index="same", impl=impl, **ATTENTION
             ),
             q=given["q"],
             key=given["k"],

@@ -9,7 +9,7 @@ from convnn.models import format_candidates, format_similarity, parse_candidates
 CANDIDATES = {
     "all": "all",
     "random:32": Random(32),
-    "random:32,seed=7": Random(32, generator=7),
+    "random:32,seed=7": Random(32, seed=7),
     "grid:5": Grid(5),
     "grid:5,margin=2": Grid(5, margin=2),
     "window:7": Window(7),

@@ -187,7 +187,7 @@ REFUSALS: dict[str, tuple[Callable[[bool], object], str]] = {
     "k": (lambda w: multihead(k=8)(X, X, X, None, w), r"^k: expected at most 7 \(there are 7 keys\), got 8"),
     "positions": (
         lambda w: multihead(similarity="spatial")(X, X[:, :5], X[:, :5], None, w),
-        r"^similarity: .*\(7 queries and 5 keys are not the same tokens\), got 'spatial'; choose another"),
+        r"^similarity: .*\(queries and keys are not the same tensor\), got 'spatial'; choose another"),
     "its own token": (
         lambda w: multihead(include_self=True)(X, X[:, :5], X[:, :5], None, w), r"^include_self: .*got True; choose"),
     "neighbours of other heads": (

@@ -190,7 +190,7 @@ def test_what_is_modified_behind_the_layer_is_noticed() -> None:
 
 @pytest.mark.parametrize("similarity", ["cosine", "euclidean", "spatial"])
 def test_neighbours_are_tensors_of_their_own(similarity: str) -> None:
-    for candidates, include_self in itertools.product(CANDIDATES.values(), (True, False)):
+    for candidates, include_self in itertools.product(CANDIDATES.values(), (True, None)):
         layer = ConvNN2d(4, 4, 3, similarity=similarity, candidates=candidates, include_self=include_self, padding=1)
         found = layer.neighbors(torch.randn(2, 4, 4, 4))
         before = found.index[1].clone()

@@ -48,7 +48,7 @@ def test_torchs_seed_decides_the_draw_of_training() -> None:
 
 def test_a_generator_decides_the_draw_of_training() -> None:
     generator, x = torch.Generator().manual_seed(3), torch.randn(2, 4, 6, 6)
-    layer = ConvNN2d(4, 4, k=3, candidates=Random(6, generator))
+    layer = ConvNN2d(4, 4, k=3, candidates=Random(6, generator=generator))
     first, second = layer(x), layer(x)
     assert not torch.equal(first, second)
     generator.manual_seed(3)
@@ -57,7 +57,7 @@ def test_a_generator_decides_the_draw_of_training() -> None:
 
 
 def test_a_seed_draws_the_same_at_every_call_of_training() -> None:
-    layer, x = ConvNN2d(4, 4, k=7, candidates=Random(7, generator=5)), torch.randn(1, 4, 6, 6)
+    layer, x = ConvNN2d(4, 4, k=7, candidates=Random(7, seed=5)), torch.randn(1, 4, 6, 6)
     assert torch.equal(layer(x), layer(x))
     assert drawn(layer, x) == set(hashed_draw(36, 7, seed=5))
 
@@ -74,13 +74,13 @@ def test_an_evaluation_draws_the_same_in_every_process(seed: int) -> None:
 
 
 def test_the_seeded_draw_is_pinned() -> None:
-    assert Random(5, generator=0).draw(20, torch.device("cpu")).tolist() == hashed_draw(20, 5, 0) == [0, 7, 9, 11, 17]
+    assert Random(5, seed=0).draw(20, torch.device("cpu")).tolist() == hashed_draw(20, 5, 0) == [0, 7, 9, 11, 17]
 
 
 def test_seeded_draws_are_fair() -> None:
     counts = torch.zeros(30)
     for seed in range(600):
-        counts[Random(6, generator=seed).draw(30, torch.device("cpu"))] += 1
+        counts[Random(6, seed=seed).draw(30, torch.device("cpu"))] += 1
     assert counts.sum() == 3600
     assert (counts - 120).abs().max() < 60  # 6 standard deviations
 

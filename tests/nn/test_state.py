@@ -131,7 +131,7 @@ def test_checkpointing_gives_the_gradient_of_the_draw(generator: Any, reentrant:
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_generator_that_a_checkpoint_cannot_restore_is_refused(name: str, reentrant: bool) -> None:
     make, x = LAYERS[name]
-    layer = make(candidates=Random(6, torch.Generator().manual_seed(0)))
+    layer = make(candidates=Random(6, generator=torch.Generator().manual_seed(0)))
     layer(x).sum().backward()  # without a checkpoint it is fine
     loss = checkpoint(layer, x.clone().requires_grad_(), use_reentrant=reentrant).sum()
     with pytest.raises(ConvNNError, match=r"Random\.generator: .*checkpointing.* or give a seed"):

@@ -117,7 +117,7 @@ def _recording(candidates: Random, found: list[Tensor]) -> Random:
             found.append(super().draw(tokens, device))
             return found[-1]
 
-    return Recording(candidates.r, candidates.generator)
+    return Recording(candidates.r, candidates.seed, candidates.generator)
 
 
 def _refuse_custom(part: torch.fx.GraphModule) -> None:

@@ -68,7 +68,7 @@ def create_model(
         Linear(in_features=32, out_features=10, bias=True)
         >>> model = create_model("resnet18", num_classes=10, layer="hybrid", candidates="random:32", stem="cifar")
         >>> model.layer1[0].conv1.convnn.candidates
-        Random(r=32, generator=None)
+        Random(r=32, seed=None, generator=None)
     """
     found = find_model(name)
     options = {**found.options, **options}

@@ -17,7 +17,6 @@ _KINDS: dict[str, tuple[type[Random] | type[Grid] | type[Window], str]] = {
     "grid": (Grid, "grid:5"),
     "window": (Window, "window:7"),
 }
-_KEYS = {"seed": "generator"}  # the words' own name for a field
 
 
 def parse_candidates(text: Candidates | str) -> Candidates:
@@ -27,7 +26,7 @@ def parse_candidates(text: Candidates | str) -> Candidates:
     is no text is returned as it is. Raises ConvNNError for other words.
 
     >>> parse_candidates("random:32"), parse_candidates("window:7,dilation=2")
-    (Random(r=32, generator=None), Window(size=7, dilation=2, border='clip'))
+    (Random(r=32, seed=None, generator=None), Window(size=7, dilation=2, border='clip'))
     """
     if not isinstance(text, str):
         return text
@@ -41,7 +40,7 @@ def parse_candidates(text: Candidates | str) -> Candidates:
     value = _number(number)
     if value is None or (isinstance(value, tuple) and kind is not Window):
         raise invalid("candidates", f"{name}:NUMBER", repr(text), f"say how many, e.g. {example}")
-    allowed = [field.name for field in dataclasses.fields(kind)][1:]
+    allowed = [field.name for field in dataclasses.fields(kind) if field.name != "generator"][1:]
     given = _fields("candidates", fields, allowed, text)
     return kind(value, **given)
 
@@ -106,26 +105,23 @@ def _number(text: str, kind: Callable[[str], Any] = int) -> Any:
 
 def _fields(argument: str, texts: list[str], allowed: list[str], whole: str) -> dict[str, Any]:
     """Read ``name=value`` pairs of the fields that a class has."""
-    own = {**{name: name for name in allowed if name not in _KEYS.values()},
-           **{word: name for word, name in _KEYS.items() if name in allowed}}  # fmt: skip
     fields = {}
     for text in texts:
         name, _, value = text.partition("=")
-        if name not in own:
-            raise invalid(argument, f"fields {', '.join(own)} after the number", repr(whole), "name=value, each")
+        if name not in allowed:
+            raise invalid(argument, f"fields {', '.join(allowed)} after the number", repr(whole), "name=value, each")
         number = _number(value)
-        fields[own[name]] = value if number is None else number
+        fields[name] = value if number is None else number
     return fields
 
 
 def _written(spec: Random | Grid | Window | Blend) -> str:
     first, *others = dataclasses.fields(spec)
-    words = {name: word for word, name in _KEYS.items()}
     parts = [_joined(getattr(spec, first.name))]
     for field in others:
         value = getattr(spec, field.name)
         if value != field.default:
-            parts.append(f"{words.get(field.name, field.name)}={_joined(value)}")
+            parts.append(f"{field.name}={_joined(value)}")
     return ",".join(parts)
 
 

@@ -38,7 +38,7 @@ class ConvNNAttention(HeadsAttention):
         device: of the parameters.
         dtype: of the parameters.
         k: neighbours of every query, or None for every token (with ``aggregation="sum"``).
-        **options: ``similarity="dot"``, ``candidates="all"`` (a sequence is a 1-d grid), ``include_self=False``,
+        **options: ``similarity="dot"``, ``candidates="all"`` (a sequence is a 1-d grid), ``include_self=None``,
             ``weighting="softmax"``, ``aggregation="depthwise"``, ``temperature=1.0``, ``scale=None``, ``impl="auto"``.
 
     Shapes:
@@ -145,7 +145,7 @@ class ConvNNAttention(HeadsAttention):
         refuse_attn_mask(attn_mask, is_causal)
         query, key, value = self._heads(x)
         gate = None if self.gate is None else self.gate(x).sigmoid()
-        out = self.attend(query, key, value, key_padding_mask, neighbors, dropout_p=self.attn_drop.p)
+        out = self.attend(query, key, value, key_padding_mask, neighbors, dropout_p=self.attn_drop.p, same=True)
         out = self.norm(out.transpose(1, 2).flatten(2))
         out = self.proj(out if gate is None else out * gate)
         dropped: Tensor = self.proj_drop(out)
@@ -160,7 +160,7 @@ class ConvNNAttention(HeadsAttention):
             torch.Size([1, 2, 10, 3])
         """
         query, key, _ = self._heads(x)
-        return self.search(query, key, key_padding_mask)
+        return self.search(query, key, key_padding_mask, same=True)
 
     def explain_choice(self, x: Tensor) -> Choice:
         """Return which implementation ``forward`` would run for ``(B, N, C)``, and why; runs nothing of it."""
@@ -184,7 +184,7 @@ class ConvNNAttention(HeadsAttention):
             "gated": (self.gate is not None, False),
             "attn_drop": (self.attn_drop.p, 0.0),
             "proj_drop": (self.proj_drop.p, 0.0),
-            "include_self": (self.include_self, False),
+            "include_self": (self.include_self, None),
         }
         call = f"{self.dim}, num_heads={self.num_heads}, k={self.k}" + options_repr(own)
         return call + self._neighbor_repr("dot", "softmax", "depthwise")

@@ -116,7 +116,7 @@ class _ConvNN(NeighborLayer):
         impl: str = "auto",
     ) -> None:
         if include_self is None:
-            include_self = not isinstance(similarity, str) or similarity != "spatial"
+            include_self = True if not isinstance(similarity, str) or similarity != "spatial" else None
         super().__init__(k, similarity=similarity, candidates=candidates, include_self=include_self, scale=scale,
                          weighting=weighting, aggregation=aggregation, temperature=temperature, impl=impl)  # fmt: skip
         checks.name("padding_mode", padding_mode, PADDING_MODES)
@@ -258,7 +258,7 @@ class _ConvNN(NeighborLayer):
             "padding": (simplest(self.padding), 0),
             "groups": (self.groups, 1),
             "bias": (self.has_bias, True),
-            "include_self": (self.include_self, self.similarity != "spatial"),
+            "include_self": (self.include_self, True if self.similarity != "spatial" else None),
             "projection": (self.projection, False),
             "value_coordinates": (self.value_coordinates, False),
             "unshuffle": (self.unshuffle, 1),

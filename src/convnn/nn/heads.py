@@ -31,7 +31,7 @@ class HeadsAttention(NeighborLayer):
         *,
         similarity: Similarity = "dot",
         candidates: Candidates = "all",
-        include_self: bool = False,
+        include_self: bool | None = None,
         weighting: Weighting = "softmax",
         aggregation: str = "depthwise",
         temperature: float = 1.0,
@@ -71,11 +71,12 @@ class HeadsAttention(NeighborLayer):
         *,
         dropout_p: float = 0.0,
         weighted: bool = False,
+        same: bool = False,
     ) -> Tensor:
         """Attend from ``(B, H, N, d)`` to ``(B, H, M, d)``, with mask ``(B, M)`` or None; returns ``(B, H, N, d)``.
 
         With ``neighbors`` ``(B, H, N, k)`` these and their similarities are taken, and nothing is searched; if they are
-        ``weighted``, by a search of this layer's, the similarities are the weights.
+        ``weighted``, by a search of this layer's, the similarities are the weights. ``same``: query i is key i.
         """
         batch, heads, queries, _ = query.shape
         options: dict[str, Any] = {
@@ -84,7 +85,7 @@ class HeadsAttention(NeighborLayer):
             "dropout_p": dropout_p if self.training else 0.0,
         }
         if neighbors is None:
-            out = aggregate(self._call(query, key, value, mask, options), own=False)
+            out = aggregate(self._call(query, key, value, mask, options, same=same), own=False)
         elif weighted:
             found = Neighbors(*(part.flatten(0, 1) for part in neighbors))
             groups, impl = options["groups"], self._search_impl()
@@ -98,19 +99,24 @@ class HeadsAttention(NeighborLayer):
     def explain(self, query: Tensor, key: Tensor, value: Tensor) -> Choice:
         """Return what ``attend`` would run for heads ``(B, H, N, d)`` without a mask, and why."""
         groups = 1 if self.weight is None else value.shape[-1] // self.weight.shape[1]
-        return explain(self._call(query, key, value, None, {"weight": self.weight, "groups": groups, "dropout_p": 0.0}))
+        options = {"weight": self.weight, "groups": groups, "dropout_p": 0.0}
+        return explain(self._call(query, key, value, None, options, same=True))
 
-    def _call(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]) -> Call:
+    def _call(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any], *, same: bool
+    ) -> Call:
         gather = Gather(value.flatten(0, 1), options["weight"], None, self.weighting, self.temperature,
                         options["groups"], options["dropout_p"])  # fmt: skip
-        search = {**self._search_options(), "key_padding_mask": self._per_head(mask, key)}
+        search = {**self._search_options(), "key_padding_mask": self._per_head(mask, key),
+                  "query_index": "same" if same else None}  # fmt: skip
         return Call(query.flatten(0, 1), key.flatten(0, 1), gather, self.k, self.impl, search)
 
-    def search(self, query: Tensor, key: Tensor, mask: Tensor | None = None) -> Neighbors:
+    def search(self, query: Tensor, key: Tensor, mask: Tensor | None = None, *, same: bool) -> Neighbors:
         """Find each head's neighbours: ``(B, H, N, d)`` and ``(B, H, M, d)`` to ``Neighbors`` of ``(B, H, N, k)``."""
         batch, heads = query.shape[:2]
         found = knn_search(query.flatten(0, 1), key.flatten(0, 1), self.k, impl=self._search_impl(),
-                           key_padding_mask=self._per_head(mask, key), **self._search_options())  # fmt: skip
+                           key_padding_mask=self._per_head(mask, key), query_index="same" if same else None,
+                           **self._search_options())  # fmt: skip
         return Neighbors(*(part.unflatten(0, (batch, heads)) for part in found))
 
     def _per_head(self, mask: Tensor | None, key: Tensor) -> Tensor | None:

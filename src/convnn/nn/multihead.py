@@ -136,7 +136,8 @@ class ConvNNMultiheadAttention(HeadsAttention):
         are not needed.
         """
         refuse_attn_mask(attn_mask, is_causal)
-        self._check_inputs(query, key, value)
+        same = query is key
+        self._check_inputs(query, key, value, same=same)
         mask = boolean_mask(key_padding_mask)
         unbatched = query.dim() == 2
         if unbatched:
@@ -147,10 +148,10 @@ class ConvNNMultiheadAttention(HeadsAttention):
         q, k, v = self._heads(query, key, value)
         weights = None
         if need_weights:
-            out, weights = self._attend_and_weigh(q, k, v, mask)
+            out, weights = self._attend_and_weigh(q, k, v, mask, same=same)
             weights = weights.mean(1) if average_attn_weights else weights
         else:
-            out = self.attend(q, k, v, mask, dropout_p=self.dropout)
+            out = self.attend(q, k, v, mask, dropout_p=self.dropout, same=same)
         attended = self.out_proj(out.transpose(1, 2).flatten(2))
         if unbatched:
             return attended.squeeze(0), None if weights is None else weights.squeeze(0)
@@ -167,7 +168,7 @@ class ConvNNMultiheadAttention(HeadsAttention):
         bias = self.in_proj_bias
         return (None, None, None) if bias is None else bias.chunk(3)
 
-    def _check_inputs(self, query: object, key: object, value: object) -> None:
+    def _check_inputs(self, query: object, key: object, value: object, *, same: bool) -> None:
         """Refuse queries, keys and values that do not fit the layer or one another."""
         batch, length = (0, 1) if self.batch_first else (1, 0)
         order = "batch, tokens" if self.batch_first else "tokens, batch"
@@ -185,23 +186,22 @@ class ConvNNMultiheadAttention(HeadsAttention):
         keys, values = (x.shape[0 if x.dim() == 2 else length] for x in checked[1:])
         if keys != values:
             raise invalid("value", f"{keys} tokens as in key", values, "give one value per key")
-        queries = checked[0].shape[0 if checked[0].dim() == 2 else length]
-        if queries != keys:
-            self._refuse_positions(queries, keys)
+        if not same:
+            self._refuse_positions()
 
-    def _refuse_positions(self, queries: int, keys: int) -> None:
+    def _refuse_positions(self) -> None:
         """Refuse options that need to know where a query stands among the keys."""
         for name, value, needs in (
             ("similarity", self.similarity, self.similarity == "spatial" or isinstance(self.similarity, Blend)),
             ("candidates", self.candidates, isinstance(self.candidates, Window)),
-            ("include_self", self.include_self, self.include_self),
+            ("include_self", self.include_self, bool(self.include_self)),
         ):
             if needs:
-                expected = f"one that needs no positions ({queries} queries and {keys} keys are not the same tokens)"
+                expected = "one that needs no positions (queries and keys are not the same tensor)"
                 raise invalid(name, expected, repr(value), "choose another, or attend from the keys' own tokens")
 
     def _attend_and_weigh(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, same: bool
     ) -> tuple[Tensor, Tensor]:
         """Search and weight once: what is attended ``(B, H, N, d)``, and the weights that made it ``(B, H, N, M)``."""
         every = self.k is None and not isinstance(self.candidates, Window)
@@ -216,7 +216,7 @@ class ConvNNMultiheadAttention(HeadsAttention):
             scale = self.head_dim**-0.5 if self.scale is None else self.scale
             similarity, index = (query.to(dtype) * scale) @ key.to(dtype).transpose(2, 3), None
         else:
-            similarity, index = self.search(query, key, None if every else mask)
+            similarity, index = self.search(query, key, None if every else mask, same=same)
         if every and mask is not None:
             hidden = mask[:, None, None]
             hidden = hidden if index is None else hidden.expand(*index.shape[:3], -1).gather(3, index)
@@ -238,7 +238,7 @@ class ConvNNMultiheadAttention(HeadsAttention):
             "dropout": (self.dropout, 0.0),
             "bias": (self.in_proj_bias is not None, True),
             "batch_first": (self.batch_first, False),
-            "include_self": (self.include_self, False),
+            "include_self": (self.include_self, None),
         }
         call = f"{self.embed_dim}, num_heads={self.num_heads}, k={self.k}" + options_repr(own)
         return call + self._neighbor_repr("dot", "softmax", "depthwise")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -19,6 +20,9 @@ from ..tracing import Leaf, dense
 from ..types import WEIGHTINGS, Blend, Candidates, Neighbors, Random, Similarity, Weighting
 
 AGGREGATIONS = ("standard", "depthwise", "depthwise_separable", "sum")
+SEED_KEY = "evaluation_seed"
+"""What a state dict calls the seed of a layer's random candidates in evaluation."""
+_SEEDS = itertools.count()
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
@@ -37,7 +41,7 @@ class NeighborLayer(Leaf):
         *,
         similarity: Similarity,
         candidates: Candidates,
-        include_self: bool,
+        include_self: bool | None,
         weighting: Weighting,
         aggregation: str,
         temperature: float,
@@ -58,14 +62,28 @@ class NeighborLayer(Leaf):
         self.k = None if k is None else checks.whole("k", k)
         self.similarity = similarity
         self.candidates = candidates
-        self.include_self = checks.flag("include_self", include_self)
+        self.include_self = None if include_self is None else checks.flag("include_self", include_self)
         self.weighting = weighting
         self.aggregation = aggregation
         self.temperature = checks.temperature_of_softmax(temperature, weighting)
         self.scale = checks.scale_of_dot(scale, similarity)
         self.impl = impl
-        # Random candidates of an evaluation: the same at every call, in every process, on every device.
-        self.eval_seed = 0
+        # Random candidates of an evaluation: the same at every call and on every device, others in every layer.
+        self.eval_seed = next(_SEEDS)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """Save which candidates an evaluation draws, beside the weights."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if isinstance(self.candidates, Random):
+            destination[prefix + SEED_KEY] = torch.tensor(self.eval_seed, device="cpu")
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Load which candidates an evaluation draws, if that was saved."""
+        seed = state_dict.get(prefix + SEED_KEY)
+        if isinstance(seed, Tensor) and not seed.is_meta:
+            self.eval_seed = int(seed)
+        weights = {name: value for name, value in state_dict.items() if name != prefix + SEED_KEY}
+        super()._load_from_state_dict(weights, prefix, *args, **kwargs)
 
     @property
     def candidates(self) -> Candidates:
@@ -82,7 +100,7 @@ class NeighborLayer(Leaf):
         """Return the keywords of ``knn_search`` that do not depend on the input."""
         candidates = self.candidates
         if isinstance(candidates, Random) and not self.training:
-            candidates = dataclasses.replace(candidates, generator=self.eval_seed)
+            candidates = dataclasses.replace(candidates, seed=self.eval_seed, generator=None)
         return {
             "similarity": self.similarity,
             "candidates": candidates,
