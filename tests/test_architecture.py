@@ -208,6 +208,8 @@ def _refusal(found: Import) -> str | None:
         return None if target in known else "the reference imports torch, the types and its interface only"
     if source in ("stages", "impl"):
         return None if source == here == there == "stages" else "a room's __init__ stays empty"
+    if target.startswith("ops.cpu") and source != "ops" and not source.startswith("ops.cpu"):
+        return "the kernels of a device are replaced as a whole: only ops itself names them"
     if here in SEES:
         seen = (*SEES[here], "types", "maps", "errors") if here not in ("errors", "types", "maps") else SEES[here]
         return (
@@ -437,7 +439,8 @@ def test_design_names_every_room():
 def violations(module: str, source: str) -> list[str]:
     """Level violations of one module in a small house."""
     names = ("", "types", "errors", "checks", "stages", "stages.select", "stages.geometry", "impl", "impl.dense")
-    names += ("impl.choose", "impl.reference", "knn", "nn", "nn.convnn", "_utils", "_utils.modules")
+    names += ("ops", "ops.nearest", "ops.cpu", "ops.cpu.topk", "_utils", "_utils.modules")
+    names += ("impl.choose", "impl.reference", "knn", "nn", "nn.convnn")
     names += ("_convert", "models", "cli", "testing")
     return level_violations({**dict.fromkeys(names, ""), module: source})
 
@@ -460,6 +463,8 @@ def violations(module: str, source: str) -> list[str]:
         ("impl.reference", "from ..errors import invalid"),
         ("impl.reference", "from ..stages import select"),
         ("impl", "from .dense import search"),
+        ("impl.dense", "from ..ops.cpu.topk import top"),
+        ("ops.nearest", "from .cpu import topk"),
         ("knn", "from .impl import dense"),
         ("knn", "def f():\n    from .stages.select import topk"),
         ("nn.convnn", "from ..impl.choose import choose_impl"),
@@ -484,7 +489,12 @@ def test_levels_can_fail(module, source):
     [
         ("types", "from .errors import invalid"),
         ("stages.select", "from ..types import Random\nfrom ..errors import invalid\nimport math, torch"),
-        ("impl.dense", "from ..stages import select, geometry\nfrom ..checks import shape"),
+        (
+            "impl.dense",
+            "from ..stages import select, geometry\nfrom ..checks import shape\nfrom ..ops.nearest import nearest",
+        ),
+        ("ops", "from .cpu import topk"),
+        ("ops.cpu.topk", "from ..nearest import nearest\nfrom . import network"),
         (
             "impl.choose",
             "def f():\n    from . import dense\n    import importlib\n    importlib.import_module('convnn.impl.dense')",

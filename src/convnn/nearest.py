@@ -73,8 +73,10 @@ def _among_listed(problem: Search, compared: similarity.Compared, keys: Tensor |
     count = problem.k - (own is not None)
     index: Tensor
     if compared.metric in similarity.EUCLIDEAN:
-        query, key, _, *blend = compared
-        index = nearest_euclidean(query, key, *blend, masked, place, count, problem.deterministic)
+        query, key, _, factor, query_position, key_position = compared
+        index = nearest_euclidean(
+            query, key, factor, query_position, key_position, masked, place, count, problem.deterministic
+        )
     else:
         query, key = similarity.embed_to_rank(compared.query, compared.key, compared.metric, problem.scale)
         index = nearest(query, key, None, masked, place, count, problem.deterministic)

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 import convnn
 from convnn.errors import ConvNNError, MissingExtraError
-from convnn.export import export, plain
+from convnn.export import export
+from convnn.ops.nearest import plain_nearest
+from convnn.ops.registry import PLAIN_FORMS
 
 from .conftest import MODELS, exact_logits, steady_images
 
@@ -197,12 +199,11 @@ def test_the_model_stays_as_it_is(tmp_path) -> None:
 def test_a_wrong_export_is_refused_and_leaves_the_file_that_was_there(tmp_path, monkeypatch) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(b"the last one")
-    search = plain.search
 
     def farthest(query, key, *others):
-        return search(-query, key, *others)
+        return plain_nearest(-query, key, *others)
 
-    monkeypatch.setattr(plain, "search", farthest)
+    monkeypatch.setitem(PLAIN_FORMS, torch.ops.convnn.nearest.default, farthest)
     with pytest.raises(ConvNNError, match=r"model: expected exported logits within 0.0001 of the model's, got a diff"):
         export(tiny(), path, image_size=8)
     assert path.read_bytes() == b"the last one"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import convnn
-from convnn.ops import euclidean
+from convnn.ops.cpu import euclidean
 from convnn.ops.euclidean import nearest_euclidean
 
 IMPLS = ("reference", "dense", "tiled")

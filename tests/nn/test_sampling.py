@@ -88,19 +88,6 @@ def test_it_keeps_the_layout(memory_format: torch.memory_format, stride: int) ->
     torch.testing.assert_close(y, plain(x), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("memory_format", FORMATS)
-def test_it_lays_nothing_of_a_map_out_anew(memory_format: torch.memory_format) -> None:
-    layer = ConvNN2d(6, 6, 5, candidates=Random(12), padding=1).to(memory_format=memory_format)
-    x = torch.randn(2, 6, 40, 30).contiguous(memory_format=memory_format)
-    with torch.no_grad(), torch.profiler.profile(record_shapes=True) as run:
-        layer(x)
-    copied = [event.input_shapes[0] for event in run.events() if event.name == "aten::copy_"]
-    assert copied
-    assert [2, 1200, 6] not in copied
-    assert [2, 6, 1200] not in copied
-    assert [2, 6, 40, 30] not in copied
-
-
 def test_the_draws_of_training_are_those_of_a_padded_copy() -> None:
     layer, plain = pair(ConvNN2d, Random(12), padding=1)
     x = torch.randn(2, 6, 8, 9, dtype=torch.float64)

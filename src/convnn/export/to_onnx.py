@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 
 from .._utils.quiet import quiet_exporters
 from ..errors import invalid, missing_extra
+from ..ops.nearest import best, plain_nearest
 
 INPUT, OUTPUT = "images", "logits"
 """The names of the exported model's input ``(B, C, H, W)`` and output."""
@@ -30,7 +31,11 @@ def check_installed() -> None:
 
 def not_in_onnx() -> dict[Any, Callable[..., Any]]:
     """Return the decompositions of the operators that our layers use and ONNX has not."""
-    return {torch.ops.aten.sort.stable: _sort, torch.ops.aten.median.dim: _median}
+    return {
+        torch.ops.aten.sort.stable: _sort,
+        torch.ops.aten.median.dim: _median,
+        torch.ops.convnn.nearest_euclidean.default: _nearest_euclidean,
+    }
 
 
 def save_onnx(program: ExportedProgram, path: Path, *, opset: int | None, notes: dict[str, str]) -> int:
@@ -87,6 +92,22 @@ def _median(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]
     middle = (x.shape[dim] - 1) // 2
     values, index = (part.narrow(dim, middle, 1) for part in _sort(x, dim=dim))
     return (values, index) if keepdim else (values.squeeze(dim), index.squeeze(dim))
+
+
+def _nearest_euclidean(query: Tensor, key: Tensor, factor: Tensor | None, *rest: Any) -> Tensor:
+    """Search by products in float64 of coordinates from their mean, or by differences where ties count.
+
+    ONNX has no ``cdist``, and the differences of all pairs are C times as many numbers.
+    """
+    query_position, key_position, masked, skip, k, stable = rest
+    centre = key.nan_to_num(0, 0, 0).mean(1, keepdim=True).double()
+    query, key = query.double() - centre, key.double() - centre
+    if factor is not None and query_position is not None:
+        query = torch.cat([query * factor, query_position.double().expand(query.shape[0], -1, -1)], 2)
+        key = torch.cat([key * factor, key_position.double().expand(query.shape[0], -1, -1)], 2)
+    if stable:
+        return best(-(query.unsqueeze(2) - key.unsqueeze(1)).square().sum(-1), masked, skip, k, stable)
+    return plain_nearest(query, key, key.square().sum(-1) * -0.5, masked, skip, k, stable)
 
 
 def onnx_runner(path: Path) -> Callable[[Tensor], Tensor]:

@@ -14,8 +14,8 @@ from torch.export import Dim, ExportedProgram
 from .._utils.quiet import quiet_exporters
 from ..errors import ConvNNError, invalid
 from ..nn.options import NeighborLayer
+from ..ops.registry import NAMESPACE, PLAIN_FORMS
 from ..types import Random
-from .plain import NAMESPACE, plain_operators
 
 TRACED = 2
 """Images in the batch that a program of any batch size is traced with: a size of 1 would be taken for a constant."""
@@ -75,7 +75,7 @@ def trace(
         # to compare pair by pair, as they do where PyTorch is told to be deterministic: B N M C numbers at once.
         with torch.no_grad(), quiet_exporters(), deterministic(False), _fixed_draws(model, images):
             program: ExportedProgram = torch.export.export(model, (images,), dynamic_shapes=shapes)
-            program = program.run_decompositions({**plain_operators(), **(without or {})})
+            program = program.run_decompositions({**PLAIN_FORMS, **(without or {})})
     except (RuntimeError, ValueError, TypeError, AssertionError, NotImplementedError) as error:
         got = f"a {type(model).__name__} ({_first_line(error)})"
         fix = "try a fixed batch_size; docs/export.md has the limits"

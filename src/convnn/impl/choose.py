@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .. import plan
+from .. import ops, plan  # noqa: F401  # a counter of FLOPs must know the operators before they run
 from ..errors import invalid, unknown_name
-from ..ops import flops  # noqa: F401  # a counter of FLOPs must know the operators before they run
 from ..stages import geometry
 from ..types import Choice, Gather, Neighbors, Problem, Search
 from .attention import Attention

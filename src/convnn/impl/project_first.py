@@ -14,10 +14,10 @@ from torch import Tensor
 
 from .. import nearest, plan
 from ..maps import Lattice
+from ..ops import short_softmax
 from ..ops.bags import bag_sum, slot_rows
-from ..ops.sampled import pick, queries_of, sampled_mix
+from ..ops.sampled import gather_or_zero, query_rows, sampled_mix
 from ..ops.slots import project
-from ..ops.softmax import short_softmax
 from ..precision import autocast_dtype
 from ..stages import geometry
 from ..types import Blend, Gather, Grid, Neighbors, Problem, Search
@@ -79,7 +79,7 @@ class ProjectFirst(Implementation):
             )
             queries = dataclasses.replace(described.queries, origin=inside)
             search = search._replace(query=geometry.to_tokens(geometry.at_lattice(x, queries)))
-        others = nearest.among_tokens(search, pick(search.key.detach(), keys))
+        others = nearest.among_tokens(search, gather_or_zero(search.key.detach(), keys))
         out = _mix_map(search, gather, others, described.padding, by_channels=not described.channels_last)
         return geometry.view_map(out, described.queries.shape)
 
@@ -145,7 +145,7 @@ def _own_values(problem: Search, value: Tensor) -> Tensor:
     """Return the queries' own values ``(B, N, C)``."""
     lattice = problem.query_index
     if isinstance(lattice, Lattice):
-        return queries_of(value, [*problem.grid, *lattice.shape, *lattice.origin, *lattice.stride]).flatten(1, -2)
+        return query_rows(value, [*problem.grid, *lattice.shape, *lattice.origin, *lattice.stride]).flatten(1, -2)
     return value[:, lattice]
 
 

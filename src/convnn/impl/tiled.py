@@ -8,9 +8,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import nearest, plan
+from ..ops import short_softmax
 from ..ops.bags import bag_sum
 from ..ops.slots import slot_mix
-from ..ops.softmax import short_softmax
 from ..precision import autocast_dtype
 from ..types import Gather, Neighbors, Problem, Search
 from .base import Implementation

@@ -1,240 +1,138 @@
-"""The aggregation among few candidates: each slot's matrix meets the candidates once, before they are summed.
+"""Aggregation among few candidates: project them first, then gather; slot 0 is the query's own token.
 
-    out[b,n] = bias + W_0 value[b, own_n] + sum over the other slots m of  (W_m picked)[b, place[b,n,m]]
+    sampled_mix   out[b,n] = bias + W_0 value[b, q_n] + sum over slots m > 0 of W_m value[b, c[I[b,n,m]]]
 
-Slot 0 is the query's own token; ``picked`` are the candidates' values. In one operator, because between several every
-intermediate result, as large as the output, would be written to memory and read again. Tokens of a map come either one
-after the other, or channel by channel as in an NCHW map (``by_channels``); they are read, and results laid out, so.
+q_n are the positions of the query grid, c those of the r candidates; -1 is a token of zeros. The tokens are those of a
+map, stored token by token or, as in an NCHW map, channels first: they are read, and results are stored, as they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .bags import add_bags, bag_sum, flat_slot_rows, invert_flat, scatter_rows, slot_rows
-from .owned import owned
-from .product import column_product, linear, map_column_product, map_product, product
-from .slots import project
-from .transforms import register_gradient
+from .bags import gather, plain_bag_scatter
+from .registry import Shape, backward_of, define
 
 
-def queries_of(value: Tensor, lattice: Sequence[int]) -> Tensor:
-    """View the queries' rows ``(B, *shape, C)`` of the map that the values ``(B, M, C)`` are the tokens of.
+def query_rows(value: Tensor, query_grid: Sequence[int]) -> Tensor:
+    """View the queries' rows ``(B, *shape, C)`` among the values ``(B, M, C)`` of a map in raster order.
 
-    ``lattice`` says where they stand: sizes of the map, numbers of queries, first positions and steps, per axis.
+    ``query_grid`` is the sizes of the map, the numbers of queries, their offsets and strides, per axis.
     """
-    axes = len(lattice) // 4
-    grid, shape, origin, stride = (lattice[part * axes : (part + 1) * axes] for part in range(4))
+    axes = len(query_grid) // 4
+    grid, shape, offset, stride = (query_grid[part * axes : (part + 1) * axes] for part in range(4))
     rows: Tensor = value.unflatten(1, tuple(grid))
     for axis in range(axes):
-        end = origin[axis] + (shape[axis] - 1) * stride[axis] + 1
-        rows = rows[(slice(None),) * (axis + 1) + (slice(origin[axis], end, stride[axis]),)]
+        end = offset[axis] + (shape[axis] - 1) * stride[axis] + 1
+        rows = rows[(slice(None),) * (axis + 1) + (slice(offset[axis], end, stride[axis]),)]
     return rows
 
 
-def pick(value: Tensor, keys: Tensor) -> Tensor:
+def gather_or_zero(value: Tensor, index: Tensor) -> Tensor:
     """Return the tokens ``(B, r, C)`` at positions ``(r,)``; at -1, outside the map, a token of zeros."""
-    at = keys.clamp(min=0)
-    # index_select would first copy values that do not lie token by token.
-    picked = value.index_select(1, at) if value.is_contiguous() else value[:, at]
-    return picked.masked_fill(_outside(keys), 0)
+    inside = index.clamp(min=0)
+    # index_select would first copy values that are not stored token by token.
+    rows = value.index_select(1, inside) if value.is_contiguous() else value[:, inside]
+    return rows.masked_fill((index < 0).view(1, -1, 1), 0)
 
 
-def lie_by_channels(value: Tensor) -> bool:
-    """Whether tokens ``(B, M, C)`` lie channel by channel, as those of an NCHW map do.
-
-    >>> lie_by_channels(torch.randn(2, 4, 3, 3).flatten(2).transpose(1, 2)), lie_by_channels(torch.randn(2, 9, 4))
-    (True, False)
-    """
-    return value.transpose(1, 2).is_contiguous() and not value.is_contiguous()
+def empty_tokens(value: Tensor, rows: int, channels: int, channels_first: bool) -> Tensor:
+    """Return empty tokens ``(B, rows, channels)`` like the values, in either layout."""
+    strides = (channels * rows, 1, rows) if channels_first else (channels * rows, channels, 1)
+    return value.new_empty_strided((value.shape[0], rows, channels), strides)
 
 
-def _outside(keys: Tensor) -> Tensor:
-    return (keys < 0).view(1, -1, 1)
-
-
-def _merge_outside(keys: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-    """Let all candidates outside the map be one, the last: a token of zeros needs to meet the matrices once only."""
-    inside = keys >= 0
-    # Not on other devices: there the program would have to wait for the count.
-    if keys.device.type != "cpu" or int(inside.sum()) >= keys.shape[0] - 1:
-        return keys, places
-    kept = keys[inside]
-    place = (inside.cumsum(0, dtype=torch.int32) - 1).masked_fill_(~inside, kept.shape[0])
-    return F.pad(kept, (0, 1), value=-1), place.index_select(0, places.flatten()).view(places.shape)
-
-
-def _own(value: Tensor, lattice: Sequence[int], by_channels: bool) -> Tensor:
-    """Return the queries' own tokens, as rows ``(B * N, C)`` or as maps ``(B, C, N)``."""
-    own = queries_of(value, lattice)
-    return own.movedim(-1, 1).flatten(2) if by_channels else own.reshape(-1, value.shape[2])
-
-
-@torch.library.custom_op("convnn::sampled_mix", mutates_args=())
-def sampled_mix(
+def plain_sampled_mix(
     value: Tensor,
     slots: Tensor,
     bias: Tensor | None,
-    keys: Tensor,
-    places: Tensor,
-    lattice: Sequence[int],
-    by_channels: bool,
+    candidates: Tensor,
+    index: Tensor,
+    query_grid: Sequence[int],
+    channels_first: bool,
 ) -> Tensor:
-    """Mix the query's own token and the candidates at ``places``, one matrix per slot.
+    """Mix the query's own token and k - 1 candidates, one matrix per slot.
 
     Args:
         value: ``(B, M, C_in)``, the tokens of a map in raster order.
         slots: ``(k, C_out, C_in)``, the matrices.
         bias: ``(C_out,)`` or None.
-        keys: ``(r,)``, the candidates' positions; -1 is a token of zeros.
-        places: ``(B, N, k - 1)``, which candidates fill the slots behind the first.
-        lattice: where the queries stand, as ``queries_of`` takes it.
-        by_channels: whether to read the values, and lay out the result, channel by channel.
+        candidates: ``(r,)``, their positions; -1 is a token of zeros.
+        index: ``(B, N, k - 1)``, which candidates fill the slots behind the first.
+        query_grid: where the queries are, as ``query_rows`` takes it.
+        channels_first: whether the values are, and the result is to be, stored channels first.
 
     Returns:
         ``(B, N, C_out)``.
     """
-    batch, queries, out = places.shape[0], places.shape[1], slots.shape[1]
-    own = _own(value, lattice, by_channels)
-    mixed = map_product(own, slots[0], bias) if by_channels else product(own, slots[0], bias).view(1, -1, out)
-    if places.numel():
-        keys, places = _merge_outside(keys, places)
-        table = product(pick(value, keys).flatten(0, 1), slots[1:].flatten(0, 1)).view(-1, out)
-        rows = flat_slot_rows(places, keys.shape[0])
-        for total, theirs in zip(mixed, rows.chunk(mixed.shape[0]), strict=True):
-            add_bags(total.t() if by_channels else total, table, theirs, places.shape[2])
-    return owned(mixed.transpose(1, 2) if by_channels else mixed.view(batch, queries, out))
+    mixed = F.linear(query_rows(value, query_grid).flatten(1, -2), slots[0], bias)
+    rows, others = gather_or_zero(value, candidates), slots[1:]
+    projected = F.linear(rows.flatten(0, 1), others.flatten(0, 1)).view(*rows.shape[:2], *others.shape[:2])
+    for m in range(others.shape[0]):  # slot by slot: the gathered rows of all slots are never held at once
+        mixed = mixed + gather(projected[:, :, m], index[..., m : m + 1]).squeeze(2)
+    return _stored(mixed, channels_first)
 
 
-@torch.library.custom_op("convnn::sampled_mix_backward", mutates_args=())
-def sampled_mix_backward(
+def _stored(tokens: Tensor, channels_first: bool) -> Tensor:
+    return tokens.transpose(1, 2).contiguous().transpose(1, 2) if channels_first else tokens.contiguous()
+
+
+def plain_sampled_mix_backward(
     grad: Tensor,
     value: Tensor,
     slots: Tensor,
-    keys: Tensor,
-    places: Tensor,
-    lattice: Sequence[int],
-    by_channels: bool,
-    of_value: bool,
+    candidates: Tensor,
+    index: Tensor,
+    query_grid: Sequence[int],
+    channels_first: bool,
+    with_value: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of the values (empty unless ``of_value``) and of the matrices."""
-    batch, _, channels = value.shape
-    keys, places = _merge_outside(keys, places)
-    others, out, count = places.shape[2], slots.shape[1], keys.shape[0]
-    in_slots, own = torch.empty_like(slots), _own(value, lattice, by_channels)
-    if by_channels:
-        maps = grad.transpose(1, 2)
-        in_slots[0] = map_column_product(maps, own)
-        in_own = map_product(maps, slots[0].t()) if of_value else None
-    else:
-        rows = grad.reshape(-1, out)
-        in_slots[0] = column_product(rows, own)
-        in_own = product(rows, slots[0].t()) if of_value else None
-    in_value = value.new_empty(0) if in_own is None else _to_map(in_own, value, lattice, by_channels)
-    if not places.numel():
-        in_slots[1:] = 0
-    else:
-        inverse = invert_flat(flat_slot_rows(places, count), batch * count * others, others)
-        sums = scatter_rows(grad, inverse, None, count * others).view(-1, others * out)
-        in_slots[1:] = column_product(sums, pick(value, keys).flatten(0, 1)).view(others, out, channels)
-        if of_value:
-            in_picked = product(sums, slots[1:].flatten(0, 1).t()).view(batch, count, channels)
-            in_value.index_add_(1, keys.clamp(min=0), in_picked.masked_fill_(_outside(keys), 0))
-    return owned(in_value), in_slots
-
-
-def _to_map(own: Tensor, value: Tensor, lattice: Sequence[int], by_channels: bool) -> Tensor:
-    """Put what belongs to the queries, laid out as ``_own``, where they stand; tokens as ``value``, zeros elsewhere."""
-    axes = len(lattice) // 4
-    if all(lattice[axis] == lattice[axes + axis] for axis in range(axes)):  # every token is a query
-        return own.transpose(1, 2) if by_channels else own.view(value.shape)
-    out = _empty(value, value.shape[1:], by_channels).zero_()
-    queries = queries_of(out, lattice)
-    shape = lattice[axes : 2 * axes]
-    queries.copy_(own.unflatten(2, shape).movedim(1, -1) if by_channels else own.view(queries.shape))
-    return out
-
-
-def _empty(value: Tensor, shape: Sequence[int], by_channels: bool) -> Tensor:
-    """Make tokens ``(B, *shape)`` like the values, in either layout."""
-    rows, channels = shape
-    strides = (channels * rows, 1, rows) if by_channels else (channels * rows, channels, 1)
-    return value.new_empty_strided((value.shape[0], rows, channels), strides)
-
-
-@sampled_mix.register_fake
-def _(
-    value: Tensor,
-    slots: Tensor,
-    bias: Tensor | None,
-    keys: Tensor,
-    places: Tensor,
-    lattice: Sequence[int],
-    by_channels: bool,
-) -> Tensor:
-    return _empty(value, (places.shape[1], slots.shape[1]), by_channels)
-
-
-@sampled_mix_backward.register_fake
-def _(
-    grad: Tensor,
-    value: Tensor,
-    slots: Tensor,
-    keys: Tensor,
-    places: Tensor,
-    lattice: Sequence[int],
-    by_channels: bool,
-    of_value: bool,
-) -> tuple[Tensor, Tensor]:
-    in_value = _empty(value, value.shape[1:], by_channels) if of_value else value.new_empty(0)
-    return in_value, torch.empty_like(slots)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    value, slots, _, keys, places, ctx.lattice, ctx.by_channels = inputs
-    ctx.save_for_backward(value, slots, keys, places)
+    """Return the gradients of the values (empty unless ``with_value``) and of the matrices."""
+    own, rows = query_rows(value, query_grid).flatten(1, -2), gather_or_zero(value, candidates)
+    grad_slots, grad_rows = [torch.einsum("bno,bnc->oc", grad, own)], torch.zeros_like(rows)
+    for m, matrix in enumerate(slots[1:]):
+        grad_projected = plain_bag_scatter(grad, index[..., m : m + 1], None, rows.shape[1])
+        grad_slots.append(torch.einsum("bro,brc->oc", grad_projected, rows))
+        grad_rows = grad_rows + grad_projected @ matrix
+    if not with_value:
+        return value.new_empty(0), torch.stack(grad_slots)
+    grad_value = value.new_zeros(value.shape)
+    queries = query_rows(grad_value, query_grid)
+    queries.copy_((grad @ slots[0]).view(queries.shape))
+    grad_value.index_add_(1, candidates.clamp(min=0), grad_rows.masked_fill((candidates < 0).view(1, -1, 1), 0))
+    return _stored(grad_value, channels_first), torch.stack(grad_slots)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    value, slots, keys, places = ctx.saved_tensors
-    of_value, _, of_bias = ctx.needs_input_grad[:3]
-    in_value, in_slots = sampled_mix_backward(grad, value, slots, keys, places, ctx.lattice, ctx.by_channels, of_value)
-    in_bias = grad.sum((0, 1)) if of_bias else None
-    return in_value if of_value else None, in_slots, in_bias, None, None, None, None
+    for_value, _, for_bias = ctx.needs_input_grad[:3]
+    value, slots, _, *indices = ctx.saved_tensors
+    grad_value, grad_slots = sampled_mix_backward(*(grad, value, slots, *indices, *ctx.settings, for_value))
+    grad_bias = grad.sum((0, 1)) if for_bias else None
+    return grad_value if for_value else None, grad_slots, grad_bias, None, None, None, None
 
 
-def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    grad, value, slots, keys, places, ctx.lattice, _, ctx.of_value = inputs
-    ctx.save_for_backward(grad, value, slots, keys, places)
+def _flops(value: Shape, slots: Shape, bias: Any, candidates: Shape, index: Shape, *_: Any, **__: Any) -> int:
+    k, out, channels = slots
+    return 2 * index[0] * (index[1] + candidates[0] * (k - 1)) * out * channels
 
 
-def _double_backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-    """Differentiate the backward pass as that of the same sum written as differentiable operators."""
-    grad, value, slots, keys, places = ctx.saved_tensors
-    wanted = slice(0 if ctx.of_value else 1, 2)
-
-    def backward(grad: Tensor, value: Tensor, slots: Tensor) -> tuple[Tensor, ...]:
-        mix = partial(in_steps, keys=keys, places=places, lattice=ctx.lattice)
-        gradients: tuple[Tensor, ...] = torch.func.vjp(mix, value, slots)[1](grad)
-        return gradients[wanted]
-
-    found = torch.func.vjp(backward, grad, value, slots)[1](cotangents[wanted])
-    return *found, None, None, None, None, None
-
-
-def in_steps(value: Tensor, slots: Tensor, keys: Tensor, places: Tensor, lattice: Sequence[int]) -> Tensor:
-    """Return ``sampled_mix`` without bias, one operator a step: differentiable to any order."""
-    own = linear(_own(value, lattice, False), slots[0]).view(*places.shape[:2], -1)
-    projected = project(pick(value, keys), slots[1:].permute(1, 2, 0), 1)
-    others: Tensor = bag_sum(projected, slot_rows(places, keys.shape[0]), None)
-    return own + others
-
-
-register_gradient(sampled_mix, _backward, _save)
-register_gradient(sampled_mix_backward, _double_backward, _save_backward)
+sampled_mix = define(
+    plain_sampled_mix,
+    fake=lambda value, slots, bias, _, index, *layout: empty_tokens(value, index.shape[1], slots.shape[1], layout[1]),
+    flops=_flops,
+    backward=_backward,
+)
+sampled_mix_backward = define(
+    plain_sampled_mix_backward,
+    fake=lambda grad, value, slots, candidates, index, query_grid, channels_first, with_value: (
+        empty_tokens(value, value.shape[1], value.shape[2], channels_first) if with_value else value.new_empty(0),
+        torch.empty_like(slots),
+    ),
+    flops=lambda grad, value, slots, *rest, **_: (1 + rest[-1]) * _flops(value, slots, None, *rest),
+    backward=backward_of(plain_sampled_mix_backward),
+)

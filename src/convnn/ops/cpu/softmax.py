@@ -11,7 +11,7 @@ _VECTOR = 16
 
 
 def short_softmax(x: Tensor) -> Tensor:
-    """Return the softmax over the last axis of ``(..., k)``, faster where k is small.
+    """Return ``F.softmax`` over the last axis of ``(..., k)``, faster on a CPU where k is small.
 
     >>> short_softmax(torch.zeros(2))
     tensor([0.5000, 0.5000])

@@ -1,12 +1,11 @@
-"""The plain forms of the custom operators compute what the operators do."""
+"""The plain forms of the custom operators and their kernels compute the same."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from convnn.export import plain
-from convnn.ops import bags, euclidean, nearest, product, sampled, slots
+from convnn.ops import bags, euclidean, linear, nearest, sampled, slots
 
 B, N, M, C, K = 3, 7, 11, 6, 4
 
@@ -31,12 +30,6 @@ def far_bias() -> torch.Tensor:
     return bias
 
 
-def test_every_operator_of_a_forward_pass_has_a_plain_form() -> None:
-    names = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("convnn::")}
-    backward = {"bag_scatter", "columns", "sampled_mix_backward", "slot_mix_backward"}
-    assert {str(op).split(".")[1] for op in plain.plain_operators()} == {n.split(".")[0] for n in names} - backward
-
-
 @pytest.mark.parametrize("bias", [None, tokens, far_bias], ids=["no bias", "bias", "a key infinitely far"])
 @pytest.mark.parametrize("mask", [None, masked], ids=["all", "masked"])
 @pytest.mark.parametrize("own", [None, torch.tensor([0, 3, -1, 10, 5, -1, 1])], ids=["others", "own excluded"])
@@ -46,7 +39,7 @@ def test_nearest(bias, mask, own, stable) -> None:
     query, key = tokens(B, N, C), tokens(B, M, C)
     given = None if bias is None else bias(B, M) if bias is tokens else bias()
     arguments = (query, key, given, None if mask is None else mask(), own, K, stable)
-    assert torch.equal(plain.search(*arguments), nearest.nearest(*arguments))
+    assert torch.equal(nearest.plain_nearest(*arguments), nearest.nearest(*arguments))
 
 
 @pytest.mark.parametrize("blended", [False, True])
@@ -60,12 +53,12 @@ def test_nearest_euclidean(blended, mask, own, stable) -> None:
     key[2, 3] = key[2, 3] if mask else 0
     blend = (tokens(B, 1, 1).abs().float(), tokens(N, 2), tokens(M, 2)) if blended else (None, None, None)
     arguments = (query, key, *blend, None if mask is None else mask(), own, K, stable)
-    assert torch.equal(plain.search_euclidean(*arguments), euclidean.nearest_euclidean(*arguments))
+    assert torch.equal(euclidean.plain_nearest_euclidean(*arguments), euclidean.nearest_euclidean(*arguments))
 
 
 def test_nearest_takes_equal_keys_lowest_first() -> None:
     key = tokens(1, 3, C).repeat(1, 4, 1)
-    found = plain.search(tokens(1, N, C), key, None, None, None, 8, True)
+    found = nearest.plain_nearest(tokens(1, N, C), key, None, None, None, 8, True)
     order = found.view(1, N, 2, 4)
     assert torch.equal(order, order.sort(-1).values), "four copies of a key follow each other, in their order"
     assert torch.equal(order % 3, (order % 3)[..., :1].expand_as(order))
@@ -74,7 +67,7 @@ def test_nearest_takes_equal_keys_lowest_first() -> None:
 @pytest.mark.parametrize("rho", [None, tokens], ids=["ones", "weighted"])
 def test_bag_sum(rho) -> None:
     table, rows, weight = tokens(B, M, C), index(), None if rho is None else rho(B, N, K)
-    torch.testing.assert_close(plain.bag_sum(table, rows, weight), bags.bag_sum(table, rows, weight))
+    torch.testing.assert_close(bags.plain_bag_sum(table, rows, weight), bags.bag_sum(table, rows, weight))
 
 
 @pytest.mark.parametrize("rho", [None, tokens], ids=["ones", "weighted"])
@@ -82,20 +75,20 @@ def test_bag_sum(rho) -> None:
 def test_slot_mix(rho, groups, out) -> None:
     value, weight, rows = tokens(B, M, C), tokens(out, C // groups, K), index()
     arguments = (value, weight, rows, None if rho is None else rho(B, N, K), groups)
-    torch.testing.assert_close(plain.slot_mix(*arguments), slots.slot_mix(*arguments))
+    torch.testing.assert_close(slots.plain_slot_mix(*arguments), slots.slot_mix(*arguments))
 
 
 def test_pairs() -> None:
     query, table, rows = tokens(B, N, C), tokens(B, M, C), index()
-    torch.testing.assert_close(plain.pair_product(query, table, rows), bags.pair_product(query, table, rows))
-    torch.testing.assert_close(plain.pair_distance(query, table, rows), bags.pair_distance(query, table, rows))
+    torch.testing.assert_close(bags.plain_pair_product(query, table, rows), bags.pair_product(query, table, rows))
+    torch.testing.assert_close(bags.plain_pair_distance(query, table, rows), bags.pair_distance(query, table, rows))
 
 
 def test_linear() -> None:
     x, weight, bias = torch.randn(N, C), torch.randn(5, C), torch.randn(5)
-    plain_linear = plain.plain_operators()[torch.ops.convnn.linear.default]
     for given in (None, bias):
-        torch.testing.assert_close(plain_linear(x, weight, given), product.linear(x, weight, given))
+        torch.testing.assert_close(linear.plain_linear(x, weight, given), linear.linear(x, weight, given))
+    torch.testing.assert_close(linear.plain_columns(x, x), linear.columns(x, x))
 
 
 @pytest.mark.parametrize("lattice", [[2, 4, 2, 4, 0, 0, 1, 1], [3, 3, 1, 2, 1, 1, 1, 1]], ids=["whole", "inside"])
@@ -106,6 +99,6 @@ def test_sampled_mix(lattice: list[int], slots: int, by_channels: bool) -> None:
     places = torch.randint(0, 3, (B, lattice[2] * lattice[3], slots))
     for bias in (None, matrices[0, :, 0]):
         arguments = (value, matrices, bias, torch.tensor([0, -1, 2]), places, lattice, by_channels)
-        ours, theirs = plain.sampled_mix(*arguments), sampled.sampled_mix(*arguments)
+        ours, theirs = sampled.plain_sampled_mix(*arguments), sampled.sampled_mix(*arguments)
         torch.testing.assert_close(ours, theirs)
         assert ours.stride() == theirs.stride()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from convnn.ops.softmax import short_softmax
+from convnn.ops.cpu.softmax import short_softmax
 
 
 def definition(x: Tensor) -> Tensor:

@@ -9,12 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convnn.ops import network
-from convnn.ops import product as product_module
-from convnn.ops import top as top_module
-from convnn.ops.nearest import nearest
-from convnn.ops.product import one_by_one
-from convnn.ops.top import top
+from convnn.ops.cpu import network
+from convnn.ops.cpu.topk import top
 
 MANY = network.MANY_COLUMNS
 
@@ -70,21 +66,6 @@ def test_few_candidates_in_either_layout(width: int, k: int) -> None:
     best_of(scores.permute(2, 0, 1).contiguous().permute(1, 2, 0), k)
 
 
-def test_each_search_goes_by_the_road_that_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise the tests above could all go by one of them."""
-    widths = []
-    places = network.places
-    monkeypatch.setattr(network, "places", lambda scores, k, width: (widths.append(width), places(scores, k, width))[1])
-    for k in (8, 9, 17):
-        top(torch.randn(1, MANY, 64), k)
-    top(torch.randn(1, MANY - 1, 64), 8)
-    top(torch.randn(1, MANY, 65), 8)
-    assert widths == [8, 16]
-    assert [top_module._saves_time(width, 8) for width in (64, 128, 511, 512, 2047, 2048)] == [
-        False, True, True, False, False, True,
-    ]  # fmt: skip
-
-
 @pytest.mark.parametrize("width", network.WIDTHS)
 def test_the_network_sorts_whatever_is_put_in(width: int) -> None:
     """The 0-1 principle: a network that sorts every sequence of zeros and ones sorts every sequence."""
@@ -94,15 +75,15 @@ def test_the_network_sorts_whatever_is_put_in(width: int) -> None:
     expected = packed.sort(dim=0, descending=True).values[: width + 1]
     least = torch.iinfo(torch.int64).min
     assert torch.equal(
-        network.best(packed.clone(), width), F.pad(expected, (0, 0, 0, width + 1 - len(expected)), value=least)
+        network.largest(packed.clone(), width), F.pad(expected, (0, 0, 0, width + 1 - len(expected)), value=least)
     )
 
 
 def test_merging_keeps_the_best_of_many_lists() -> None:
     """3 lists of 16, of which 2 are merged first."""
     packed = torch.stack([torch.randperm(45) for _ in range(200)]).t().contiguous()
-    assert torch.equal(network.best(packed.clone(), 16), packed.sort(dim=0, descending=True).values[:17])
-    assert torch.equal(network.best(packed.int(), 8), packed.int().sort(dim=0, descending=True).values[:9])
+    assert torch.equal(network.largest(packed.clone(), 16), packed.sort(dim=0, descending=True).values[:17])
+    assert torch.equal(network.largest(packed.int(), 8), packed.int().sort(dim=0, descending=True).values[:9])
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -125,7 +106,7 @@ def test_packed_scores_order_as_scores_do() -> None:
     numbers = torch.tensor([-torch.inf, -3e38, -1.5, -1e-40, -0.0, 0.0, 1e-45, 1e-40, 2.0, 3e38, torch.inf])
     shuffled = torch.randperm(numbers.numel())
     packed = network.pack(numbers[shuffled].unsqueeze(1), shuffled.unsqueeze(1))
-    assert network.names(packed.sort(dim=0).values).flatten().tolist() == list(range(numbers.numel()))
+    assert network.unpack_indices(packed.sort(dim=0).values).flatten().tolist() == list(range(numbers.numel()))
 
 
 def test_a_network_does_not_care_whether_subnormal_numbers_are_flushed() -> None:
@@ -138,17 +119,3 @@ def test_a_network_does_not_care_whether_subnormal_numbers_are_flushed() -> None
         torch.set_flush_denormal(False)
     assert supported
     assert all(len(set(row)) == 8 for row in place[0].tolist())
-
-
-@pytest.mark.parametrize("keys", [40, 200])  # laid out by keys, by queries
-@pytest.mark.parametrize(("channels", "wide"), [(16, True), (640, False), (640, True)])
-def test_several_samples_are_searched_together(
-    keys: int, channels: int, wide: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(product_module, "_WIDE_VECTORS", wide)
-    torch.manual_seed(0)
-    query, key = torch.randn(3, MANY // 2, channels), torch.randn(3, keys, channels)
-    own = torch.arange(MANY // 2) % keys
-    scores = (query.double() @ key.double().transpose(1, 2)).scatter(2, own.view(1, -1, 1).expand(3, -1, 1), -torch.inf)
-    assert one_by_one(query, key) == (channels == 640 and wide and torch.backends.mkldnn.is_available())
-    assert torch.equal(nearest(query, key, None, None, own, 8, False), scores.topk(8).indices)
