@@ -32,7 +32,7 @@ def test_every_table_is_on_a_page():
 
 
 def test_a_changed_number_is_found():
-    """Of every number of a table: each is written anew from the records."""
+    """Of every number of a table: each is written again from the records."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     marked = tables.MARKED.search(text)
     numbers = list(re.finditer(r"\d+\.\d+", marked[0]))

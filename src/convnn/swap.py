@@ -188,7 +188,7 @@ def _convnn_attention(layer: nn.Module, init: str, options: dict[str, Any]) -> n
     if init == "random":
         new.reset_parameters()
         for part in new.modules():
-            if has_reset(part):  # what is drawn anew is to learn, even where what it stands in for was frozen
+            if has_reset(part):  # new weights are to learn, even where what they replace was frozen
                 for parameter in part.parameters(recurse=False):
                     parameter.requires_grad_(True)
     made: nn.Module = new

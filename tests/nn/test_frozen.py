@@ -80,7 +80,7 @@ def test_what_is_drawn_is_trainable(make: Callable[[], nn.Module], to: Any) -> N
 
 
 class OwnNorm(nn.Module):
-    """A norm inside a norm, of which the outer part cannot be drawn anew."""
+    """A norm inside a norm, of which the outer part cannot be initialised again."""
 
     def __init__(self, width: int, device: Any = None, dtype: Any = None) -> None:
         super().__init__()

@@ -91,7 +91,7 @@ def trace(
 def _fixed_draws(model: nn.Module, images: Tensor) -> Iterator[None]:
     """Give random candidates as the positions that an evaluation draws in images of this size.
 
-    The seeded draw is a hash of positions, which a program would otherwise compute anew at every call.
+    The seeded draw is a hash of positions, which a program would otherwise compute at every call.
     """
     layers = [part for part in model.modules() if isinstance(part, NeighborLayer)]
     before = {layer: layer.candidates for layer in layers if isinstance(layer.candidates, Random)}

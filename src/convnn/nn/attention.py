@@ -99,7 +99,7 @@ class ConvNNAttention(HeadsAttention):
         self.proj_drop = nn.Dropout(checks.chance("proj_drop", proj_drop))
 
     def reset_parameters(self) -> None:
-        """Initialise every parameter anew, as the constructor does."""
+        """Initialise every parameter again, as the constructor does."""
         reset_children(self)
         self.reset_slots()
 

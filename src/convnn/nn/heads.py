@@ -166,7 +166,7 @@ def reset_children(layer: nn.Module) -> None:
 
 
 def has_reset(part: nn.Module) -> bool:
-    """Whether a module can initialise its parameters anew."""
+    """Return True if a module can initialise its parameters again."""
     return callable(getattr(part, "reset_parameters", None))
 
 
