@@ -15,8 +15,8 @@ from convnn import (
     Blend,
     ConvNNError,
     Grid,
-    Lattice,
     Neighbors,
+    QueryGrid,
     Random,
     Window,
     explain_choice,
@@ -56,7 +56,7 @@ def index(*positions: int) -> Tensor:
 
 
 ALL_BUT_TWO = torch.arange(12).expand(2, 12) >= 2
-A_SHIFTED_LATTICE = Lattice((1,), (12,), (1,))
+A_SHIFTED_QUERY_GRID = QueryGrid((1,), (12,), (1,))
 
 # id: what the user writes, the argument that the message must name, and fragments that it must contain.
 Misuse = tuple[Callable[[], object], str, tuple[str, ...]]
@@ -201,13 +201,13 @@ POSITIONS: dict[str, Misuse] = {
     "query_index a list": (lambda: search(query_index=list(range(12))), "query_index", ("integer tensor", "[0, 1, 2")),
     "query_index elsewhere": (
         lambda: search(query_index=torch.arange(12, device="meta")), "query_index", ("device cpu", "meta")),
-    "lattice too short": (
-        lambda: search(query_index=Lattice((0,), (11,), (1,))), "query_index", ("12 queries", "(11,)")),
-    "lattice outside": (
-        lambda: search(query_index=A_SHIFTED_LATTICE), "query_index", ("inside the grid (12,)", "Lattice")),
-    "lattice of other axes": (
-        lambda: search(query_index=Lattice((0,), (12,), (1,)), grid=GRID), "query_index", ("2 axes", "origin=(0,)")),
-    "lattice of numbers": (lambda: search(query_index=Lattice(0, 12, 1)), "query_index", ("per axis",)),
+    "query grid too short": (
+        lambda: search(query_index=QueryGrid((0,), (11,), (1,))), "query_index", ("12 queries", "(11,)")),
+    "query grid outside": (
+        lambda: search(query_index=A_SHIFTED_QUERY_GRID), "query_index", ("inside the grid (12,)", "QueryGrid")),
+    "query grid of other axes": (
+        lambda: search(query_index=QueryGrid((0,), (12,), (1,)), grid=GRID), "query_index", ("2 axes", "origin=(0,)")),
+    "query grid of numbers": (lambda: search(query_index=QueryGrid(0, 12, 1)), "query_index", ("per axis",)),
     "cross-attention by position": (
         lambda: search(X[:, :5], similarity="spatial"), "similarity", ("pass query_index",)),
     "cross-attention by blend": (

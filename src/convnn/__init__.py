@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from ._convert import conversion_report, convert
     from .errors import ConversionWarning, ConvNNError, MissingExtraError
     from .knn import explain_choice, knn_aggregate, knn_gather, knn_search
-    from .maps import Lattice
+    from .maps import QueryGrid
     from .nn import (
         ConvNN1d,
         ConvNN2d,
@@ -38,9 +38,9 @@ __all__ = [
     "HybridConvNN1d",
     "HybridConvNN2d",
     "HybridConvNN3d",
-    "Lattice",
     "MissingExtraError",
     "Neighbors",
+    "QueryGrid",
     "Random",
     "Window",
     "__version__",
@@ -58,7 +58,7 @@ _NAMES = {
     "errors": ("ConversionWarning", "ConvNNError", "MissingExtraError"),
     "knn": ("explain_choice", "knn_aggregate", "knn_gather", "knn_search"),
     "nn": tuple(name for name in __all__ if name.startswith(("ConvNN", "Hybrid")) and name != "ConvNNError"),
-    "maps": ("Lattice",),
+    "maps": ("QueryGrid",),
     "types": ("Blend", "Choice", "Grid", "Neighbors", "Random", "Window"),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}

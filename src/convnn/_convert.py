@@ -21,7 +21,7 @@ from .swap import attention_kind, conv_kind, is_ours, options_for, replacement, 
 
 To = Literal["convnn", "hybrid"]
 Types = type[nn.Module] | tuple[type[nn.Module], ...] | None
-Place = tuple[tuple[str, ...], nn.Module]  # a layer and all its names
+NamedLayer = tuple[tuple[str, ...], nn.Module]  # a layer and all its names
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,8 @@ def convert(
     _check_choice(model, types, pattern, where)
     if not inplace:
         model = copy.deepcopy(model)
-    places = _places(model, types)
-    chosen, report = _choose(places, types, pattern, where)
+    named = _named_layers(model, types)
+    chosen, report = _divide(named, types, pattern, where)
     check_options(options, frozenset().union(*(options_for(layer, to) for _, layer in chosen)))
     earlier = getattr(model, "_convnn_report", None) or ConversionReport()
     tied = _tied_parameters(model)
@@ -167,7 +167,7 @@ def _check_choice(model: object, types: object, pattern: object, where: object) 
         raise invalid("where", "a function of name and layer", repr(where), "e.g. where=lambda name, layer: True")
 
 
-def _places(model: nn.Module, types: Types) -> list[Place]:
+def _named_layers(model: nn.Module, types: Types) -> list[NamedLayer]:
     """Every convolution, attention and layer of the types asked for, with all its names; nothing inside our own."""
     names: dict[int, list[str]] = {}
     layers: dict[int, nn.Module] = {}
@@ -183,16 +183,16 @@ def _places(model: nn.Module, types: Types) -> list[Place]:
     return [(tuple(names[key]), layer) for key, layer in layers.items()]
 
 
-def _choose(
-    places: list[Place],
+def _divide(
+    named: list[NamedLayer],
     types: Types,
     pattern: str | tuple[str, ...] | None,
     where: Callable[[str, nn.Module], bool] | None,
-) -> tuple[list[Place], ConversionReport]:
+) -> tuple[list[NamedLayer], ConversionReport]:
     """Divide the layers into those to replace and those to keep, with the reason."""
     patterns = (pattern,) if isinstance(pattern, str) else pattern
     chosen, report = [], ConversionReport()
-    for names, layer in places:
+    for names, layer in named:
         reason = ""
         if types is None and patterns is None and where is None:
             reason = why_kept(layer)
@@ -208,7 +208,7 @@ def _choose(
             chosen.append((names, layer))
     if not chosen:
         seen = (
-            ", ".join(names[0] or "(the model itself)" for names, _ in places[:5])
+            ", ".join(names[0] or "(the model itself)" for names, _ in named[:5])
             or "none (of their own; convnn's stay)"
         )
         given = {"pattern": pattern, "types": types, "where": where}

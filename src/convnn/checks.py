@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .errors import ConvNNError, invalid, shown, unknown_name
-from .maps import Lattice
+from .maps import QueryGrid
 from .precision import autocast_is_on
 from .tracing import dense, readable
 from .types import SIMILARITIES, WEIGHTINGS, Blend, Gather, Grid, Neighbors, Random, Window
@@ -159,13 +159,13 @@ def grid(value: object, keys: int) -> tuple[int, ...]:
 
 def query_index(value: object, queries: int, keys_grid: tuple[int, ...], *, device: torch.device) -> None:
     """Refuse query positions that are not one per query and inside the grid."""
-    if isinstance(value, Lattice):
-        _lattice(value, queries, keys_grid)
+    if isinstance(value, QueryGrid):
+        _query_grid(value, queries, keys_grid)
         return
     if not isinstance(value, Tensor) or value.dim() != 1 or value.is_floating_point() or value.dtype == torch.bool:
         got = f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else repr(value)
         raise invalid(
-            "query_index", "a 1-d integer tensor or a Lattice", got, "pass the queries' positions among the keys"
+            "query_index", "a 1-d integer tensor or a QueryGrid", got, "pass the queries' positions among the keys"
         )
     if value.shape[0] != queries:
         raise invalid(
@@ -176,18 +176,18 @@ def query_index(value: object, queries: int, keys_grid: tuple[int, ...], *, devi
     positions("query_index", value, math.prod(keys_grid))
 
 
-def _lattice(value: Lattice, queries: int, keys_grid: tuple[int, ...]) -> None:
+def _query_grid(value: QueryGrid, queries: int, keys_grid: tuple[int, ...]) -> None:
     axes = (value.origin, value.shape, value.stride)
     if not all(isinstance(part, tuple) and len(part) == len(keys_grid) for part in axes):
         fix = "give origin, shape and stride as tuples with one number per axis"
-        raise invalid("query_index", f"a lattice of {len(keys_grid)} axes", value, fix)
+        raise invalid("query_index", f"a query grid of {len(keys_grid)} axes", value, fix)
     if math.prod(value.shape) != queries:
         fix = "give the shape of the queries' map"
-        raise invalid("query_index", f"a lattice of {queries} queries", value.shape, fix)
+        raise invalid("query_index", f"a query grid of {queries} queries", value.shape, fix)
     for origin, count, stride, size in zip(*axes, keys_grid, strict=True):
         if origin < 0 or stride < 1 or origin + (count - 1) * stride >= size:
             raise invalid(
-                "query_index", f"a lattice inside the grid {keys_grid}", value, "lower origin, shape or stride"
+                "query_index", f"a query grid inside the grid {keys_grid}", value, "lower origin, shape or stride"
             )
 
 

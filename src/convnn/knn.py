@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from . import checks
 from .errors import invalid, unknown_name
 from .impl import choose
-from .maps import Lattice
+from .maps import QueryGrid
 from .resolve import SEARCH_OPTIONS, resolve
 from .tracing import one_node
 from .types import Candidates, Choice, Gather, Neighbors, Problem, Search, Similarity, Weighting
@@ -34,7 +34,7 @@ def knn_search(
     candidates: Candidates = "all",
     include_self: bool | None = None,
     grid: tuple[int, ...] | None = None,
-    query_index: Tensor | Lattice | Literal["same"] | None = None,
+    query_index: Tensor | QueryGrid | Literal["same"] | None = None,
     key_padding_mask: Tensor | None = None,
     deterministic: bool = False,
     scale: float | None = None,
@@ -58,7 +58,7 @@ def knn_search(
         include_self: slot 0 is the query's own token, the other k - 1 slots are chosen among the others. Left out: what
             the candidates imply; False is refused where they imply it.
         grid: sizes of the map of which the keys are the tokens in raster order; ``(M,)`` if left out.
-        query_index: where the queries stand among the keys, ``(N,)`` or a ``Lattice``; ``"same"``: query i is key i.
+        query_index: where the queries stand among the keys, ``(N,)`` or a ``QueryGrid``; ``"same"``: query i is key i.
             Left out, it is ``"same"`` if ``query`` and ``key`` are the same tensor, and the queries are no keys
             (cross-attention) otherwise.
         key_padding_mask: ``(B, M)`` boolean, True for keys that may not be neighbours.

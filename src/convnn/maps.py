@@ -12,10 +12,10 @@ from .errors import invalid
 
 
 @dataclass(frozen=True)
-class Lattice:
+class QueryGrid:
     """Queries that stand on a regular part of the keys' grid: ``origin + stride * i`` for ``i < shape``, per axis.
 
-    >>> Lattice((1, 1), (2, 2), (1, 1)).index((4, 4), torch.device("cpu"))
+    >>> QueryGrid((1, 1), (2, 2), (1, 1)).index((4, 4), torch.device("cpu"))
     tensor([ 5,  6,  9, 10])
     """
 
@@ -48,12 +48,12 @@ class MapGeometry:
     padding: tuple[int, ...]
     padding_mode: str
     grid: tuple[int, ...]
-    queries: Lattice
+    queries: QueryGrid
     channels_last: bool
 
     @property
     def queries_are_tokens(self) -> bool:
-        """Whether every query stands on the map itself, not in its padding."""
+        """True if every query stands on the map itself, not in its padding."""
         return all(away >= amount for away, amount in zip(self.queries.origin, self.padding, strict=True))
 
     def once_padded(self) -> MapGeometry:
@@ -75,7 +75,7 @@ def describe_map(
     Raises ConvNNError for a map that is too small for a single query.
 
     >>> describe_map((4, 6), (1, 1), (1, 1), stride=(1, 2)).queries
-    Lattice(origin=(1, 1), shape=(4, 3), stride=(1, 2))
+    QueryGrid(origin=(1, 1), shape=(4, 3), stride=(1, 2))
     """
     grid = tuple([size + 2 * amount for size, amount in zip(sizes, padding, strict=True)])
     shape = []
@@ -85,5 +85,5 @@ def describe_map(
             raise invalid("input", expected, f"{size} (map {grid})", "enlarge the map or the padding")
         shape.append((size - 2 * away - 1) // step + 1)
     return MapGeometry(
-        tuple(sizes), padding, padding_mode, grid, Lattice(offset, tuple(shape), stride), channels_last=channels_last
+        tuple(sizes), padding, padding_mode, grid, QueryGrid(offset, tuple(shape), stride), channels_last=channels_last
     )

@@ -21,7 +21,7 @@ def neighbors(problem: Search) -> Neighbors:
     with without_autocast(problem.query.device):
         compared, own = plan.compared(problem), plan.own_index(problem)
         with torch.no_grad():
-            index = _select(problem, compared, plan.table_of(problem, own), own)
+            index = _select(problem, compared, plan.candidate_table(problem, own), own)
         if not problem.need_similarity:
             return plan.unweighted(problem, index)
         pairs = similarity.of_pairs(compared, index, problem.scale, product=pair_product, distance=pair_distance)
@@ -32,7 +32,7 @@ def among_candidates(problem: Search) -> Tensor:
     """Return the neighbours beside the query itself, as indices ``(B, N, k - 1)`` into the list of candidates."""
     with without_autocast(problem.query.device), torch.no_grad():
         own = plan.own_index(problem)
-        return _among_all(problem, plan.compared(problem), plan.table_of(problem, own).keys, own)
+        return _among_all(problem, plan.compared(problem), plan.candidate_table(problem, own).keys, own)
 
 
 def among_tokens(problem: Search, candidates: Tensor) -> Tensor:
@@ -41,12 +41,12 @@ def among_tokens(problem: Search, candidates: Tensor) -> Tensor:
     with without_autocast(problem.query.device), torch.no_grad():
         own = plan.own_index(problem)
         compared = similarity.Compared(problem.query.to(dtype), candidates.to(dtype), str(problem.similarity))
-        return _among_listed(problem, compared, plan.table_of(problem, own).keys, own)
+        return _among_listed(problem, compared, plan.candidate_table(problem, own).keys, own)
 
 
-def _select(problem: Search, compared: similarity.Compared, table: plan.Table, own: Tensor | None) -> Tensor:
+def _select(problem: Search, compared: similarity.Compared, table: plan.CandidateTable, own: Tensor | None) -> Tensor:
     if table.keys is not None and table.keys.dim() == 2:
-        return plan.choose(problem, _window_scores(problem, compared, table.keys), table, own)
+        return plan.select_neighbors(problem, _window_scores(problem, compared, table.keys), table, own)
     own = own if problem.include_self else None
     found = _among_all(problem, compared, table.keys, own)
     index = found if table.keys is None else table.keys[found]
@@ -65,21 +65,21 @@ def _among_all(problem: Search, compared: similarity.Compared, keys: Tensor | No
 
 def _among_listed(problem: Search, compared: similarity.Compared, keys: Tensor | None, own: Tensor | None) -> Tensor:
     """Return what ``_among_all`` returns, where ``compared`` has the features of the listed keys alone."""
-    masked, place = problem.key_padding_mask, own
+    masked, own_index = problem.key_padding_mask, own
     if keys is not None:
         masked = None if masked is None else masked[:, keys]
-        place = None if own is None else plan.place_among(own, keys, problem.keys)
-    plan.check_counts(problem, keys, place)
+        own_index = None if own is None else plan.index_among(own, keys, problem.keys)
+    plan.check_counts(problem, keys, own_index)
     count = problem.k - (own is not None)
     index: Tensor
     if compared.metric in similarity.EUCLIDEAN:
         query, key, _, factor, query_position, key_position = compared
         index = nearest_euclidean(
-            query, key, factor, query_position, key_position, masked, place, count, problem.deterministic
+            query, key, factor, query_position, key_position, masked, own_index, count, problem.deterministic
         )
     else:
         query, key = similarity.embed_to_rank(compared.query, compared.key, compared.metric, problem.scale)
-        index = nearest(query, key, None, masked, place, count, problem.deterministic)
+        index = nearest(query, key, None, masked, own_index, count, problem.deterministic)
     return index
 
 

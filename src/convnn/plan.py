@@ -1,4 +1,4 @@
-"""What every way of searching does alike: what to compare, who may be chosen, in which order slots come.
+"""Stages that all searches share: what to compare, the candidates, the order of the slots.
 
 The implementations differ in how they find the largest scores; this is the rest of a search.
 """
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import invalid
-from .maps import Lattice
+from .maps import QueryGrid
 from .precision import search_dtype, wide_dtype
 from .stages import aggregate, candidates, geometry, select, similarity
 from .tracing import readable
@@ -40,14 +40,17 @@ def with_padding(search: Search, gather: Gather | None) -> tuple[Search, Any]:
     key = padded(search.key)
     query = search.query
     if query is search.key:
-        query = geometry.to_tokens(geometry.at_lattice(made[id(query)], described.queries))
+        query = geometry.to_tokens(geometry.subsample(made[id(query)], described.queries))
     if gather is not None:
         gather = gather._replace(value=padded(gather.value), source=None)
     return search._replace(query=query, key=key, geometry=None), gather
 
 
-class Table(NamedTuple):
-    """Who may be chosen: ``keys`` None (every key), ``(r,)`` or ``(N, w)``; ``exists`` ``(N, w)`` or None (all do)."""
+class CandidateTable(NamedTuple):
+    """The candidates of every query.
+
+    ``keys`` is None (every key), ``(r,)`` or ``(N, w)``; ``exists`` ``(N, w)`` tells those inside the grid, None: all.
+    """
 
     keys: Tensor | None
     exists: Tensor | None
@@ -61,40 +64,44 @@ def compared(problem: Search) -> similarity.Compared:
         return similarity.Compared(query, key, problem.similarity)
     lam, feature = problem.similarity.lam, problem.similarity.feature
     is_euclidean, device = feature in similarity.EUCLIDEAN, key.device
-    places = geometry.coordinates(problem.grid, dtype=wide_dtype(device) if is_euclidean else dtype, device=device)
+    coordinates = geometry.coordinates(problem.grid, dtype=wide_dtype(device) if is_euclidean else dtype, device=device)
     own = own_index(problem)
-    own_places, spread = places if own is None else places[own], similarity.feature_spread(key)
+    own_coordinates, spread = coordinates if own is None else coordinates[own], similarity.feature_spread(key)
     if is_euclidean:
-        return similarity.Compared(query, key, feature, lam / spread, own_places * (1 - lam), places * (1 - lam))
+        return similarity.Compared(
+            query, key, feature, lam / spread, own_coordinates * (1 - lam), coordinates * (1 - lam)
+        )
     return similarity.Compared(
-        similarity.blend(query, spread, own_places, lam), similarity.blend(key, spread, places, lam), feature
+        similarity.blend(query, spread, own_coordinates, lam), similarity.blend(key, spread, coordinates, lam), feature
     )
 
 
 def own_index(problem: Search) -> Tensor | None:
     """Return where the queries stand among the keys, ``(N,)``, or None if they are no keys."""
-    if isinstance(problem.query_index, Lattice):
+    if isinstance(problem.query_index, QueryGrid):
         return problem.query_index.index(problem.grid, problem.query.device)
     return problem.query_index
 
 
-def table_of(problem: Search, own: Tensor | None) -> Table:
-    """Return who may be chosen, by queries that stand at ``own`` ``(N,)``."""
+def candidate_table(problem: Search, own: Tensor | None) -> CandidateTable:
+    """Return the candidates of queries that stand at ``own`` ``(N,)``."""
     chosen, grid, device = problem.candidates, problem.grid, problem.query.device
     if isinstance(chosen, Tensor):
-        return Table(chosen, None)
+        return CandidateTable(chosen, None)
     if isinstance(chosen, Grid):
-        return Table(candidates.grid_positions(chosen.g, chosen.margin, grid, device=device), None)
+        return CandidateTable(candidates.grid_positions(chosen.g, chosen.margin, grid, device=device), None)
     if isinstance(chosen, Window) and own is not None:
         size, dilation = chosen.per_axis(len(grid))
         positions = geometry.unravel(own, grid)
         if chosen.border == "shift":
-            return Table(candidates.shifted_window(size, dilation, positions, grid=grid), None)
-        return Table(*candidates.clipped_window(candidates.window_offsets(size, dilation, device), positions, grid))
-    return Table(None, None)
+            return CandidateTable(candidates.shifted_window(size, dilation, positions, grid=grid), None)
+        return CandidateTable(
+            *candidates.clipped_window(candidates.window_offsets(size, dilation, device), positions, grid)
+        )
+    return CandidateTable(None, None)
 
 
-def choose(problem: Search, scores: Tensor, table: Table, own: Tensor | None) -> Tensor:
+def select_neighbors(problem: Search, scores: Tensor, table: CandidateTable, own: Tensor | None) -> Tensor:
     """From scores ``(B or 1, N, w)`` to the keys chosen, ``(B, N, k)``, own token first where it is always taken."""
     batch, take_self = problem.query.shape[0], problem.include_self and own is not None
     excluded = excluded_of(problem, table, own if take_self else None)
@@ -103,29 +110,32 @@ def choose(problem: Search, scores: Tensor, table: Table, own: Tensor | None) ->
             allowed = (~excluded).expand(*excluded.shape[:2], scores.shape[-1])
             check_enough(problem, allowed.sum(-1), problem.k - take_self)
         scores = select.exclude(scores, excluded)
-    places = select.top(scores, problem.k - take_self, deterministic=problem.deterministic)
+    best = select.top(scores, problem.k - take_self, deterministic=problem.deterministic)
     if problem.similarity == "spatial":
-        places = places.sort(dim=-1).values
-    index = _to_keys(places, table).expand(batch, -1, -1)
+        best = best.sort(dim=-1).values
+    index = _to_keys(best, table).expand(batch, -1, -1)
     return select.with_self_first(own, index) if take_self and own is not None else index
 
 
-def place_among(own: Tensor, keys: Tensor, count: int) -> Tensor:
+def index_among(own: Tensor, keys: Tensor, count: int) -> Tensor:
     """Return where the tokens ``own`` ``(...)`` stand in the list ``keys`` ``(r,)`` of ``count``; -1 if nowhere."""
-    places = torch.arange(keys.shape[0], device=keys.device)
-    return torch.full((count,), -1, device=keys.device).scatter(0, keys, places)[own]
+    indices = torch.arange(keys.shape[0], device=keys.device)
+    return torch.full((count,), -1, device=keys.device).scatter(0, keys, indices)[own]
 
 
-def _to_keys(places: Tensor, table: Table) -> Tensor:
+def _to_keys(index: Tensor, table: CandidateTable) -> Tensor:
     if table.keys is None:
-        return places
+        return index
     if table.keys.dim() == 1:
-        return table.keys[places]
-    return table.keys.expand(places.shape[0], -1, -1).gather(2, places)
+        return table.keys[index]
+    return table.keys.expand(index.shape[0], -1, -1).gather(2, index)
 
 
-def excluded_of(problem: Search, table: Table, own: Tensor | None) -> Tensor | None:
-    """Who may not be chosen, broadcastable to the scores; ``own`` is given where it has a slot of its own already."""
+def excluded_of(problem: Search, table: CandidateTable, own: Tensor | None) -> Tensor | None:
+    """Return the excluded candidates, broadcastable to the scores, or None.
+
+    ``own`` is given where the self index has a slot of its own already.
+    """
     masks = []
     if table.exists is not None:
         masks.append(~table.exists.unsqueeze(0))
@@ -143,14 +153,14 @@ def excluded_of(problem: Search, table: Table, own: Tensor | None) -> Tensor | N
     return excluded
 
 
-def check_counts(problem: Search, keys: Tensor | None, place: Tensor | None) -> None:
+def check_counts(problem: Search, keys: Tensor | None, own: Tensor | None) -> None:
     """Refuse a mask that leaves a query too few keys, or candidates ``keys`` ``(r,)`` too few beside itself.
 
-    ``place`` ``(N,)`` is the query's own among the candidates, which has a slot already (-1: none), or None.
+    ``own`` ``(N,)`` is the self index among the candidates, which has a slot already (-1: none), or None.
     """
     mask = problem.key_padding_mask
     # Of k keys or more, even a query that is one of them has k - 1 beside itself.
-    if problem.every or (mask is None and (keys is None or place is None or keys.shape[0] >= problem.k)):
+    if problem.every or (mask is None and (keys is None or own is None or keys.shape[0] >= problem.k)):
         return
     if mask is None:
         left = torch.ones(1, problem.keys if keys is None else keys.shape[0], dtype=torch.bool)
@@ -158,9 +168,9 @@ def check_counts(problem: Search, keys: Tensor | None, place: Tensor | None) -> 
     else:
         left = ~mask if keys is None else ~mask[:, keys]
     count = left.sum(-1, keepdim=True)
-    if place is not None:
-        count = count - (left[:, place.clamp(min=0)] & (place >= 0)).long()
-    check_enough(problem, count, problem.k - (place is not None))
+    if own is not None:
+        count = count - (left[:, own.clamp(min=0)] & (own >= 0)).long()
+    check_enough(problem, count, problem.k - (own is not None))
 
 
 def check_enough(problem: Search, count: Tensor, needed: int) -> None:
@@ -177,7 +187,7 @@ def check_enough(problem: Search, count: Tensor, needed: int) -> None:
 
 
 def unweighted(problem: Search, index: Tensor) -> Neighbors:
-    """Return neighbours whose similarities nobody will read."""
+    """Return neighbours with zeros in place of their similarities."""
     return Neighbors(index.new_zeros(1, dtype=search_dtype(problem.query.dtype)).expand(index.shape), index)
 
 
@@ -210,15 +220,15 @@ def search_spatial(problem: Search) -> Neighbors:
     grid, positions = problem.grid, geometry.unravel(own, problem.grid)
     index, exists = _spatial_table(problem, own, positions)
     _, ranking = similarity.spatial(positions.unsqueeze(1), geometry.unravel(index, grid), grid)
-    # Ties go to the lowest place, which is raster order: this similarity has a tie rule of its own.
+    # Ties go to the lowest index, which is raster order: this similarity has a tie rule of its own.
     in_order = problem._replace(deterministic=True)
-    chosen = choose(in_order, -ranking.unsqueeze(0), Table(index, exists), own)
+    chosen = select_neighbors(in_order, -ranking.unsqueeze(0), CandidateTable(index, exists), own)
     distance, _ = similarity.spatial(positions.unsqueeze(1), geometry.unravel(chosen, grid), grid)
     return Neighbors(-distance.to(search_dtype(problem.query.dtype)), chosen)
 
 
 def _spatial_table(problem: Search, own: Tensor, positions: Tensor) -> tuple[Tensor, Tensor | None]:
-    table, grid = table_of(problem, own), problem.grid
+    table, grid = candidate_table(problem, own), problem.grid
     if table.keys is not None:
         return table.keys, table.exists
     if problem.key_padding_mask is not None:

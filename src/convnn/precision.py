@@ -30,7 +30,7 @@ def wide_dtype(device: torch.device) -> torch.dtype:
 
 
 def autocast_is_on(device: torch.device) -> bool:
-    """Whether operations on a device choose their own precision, so that dtypes may differ."""
+    """Return True if operations on a device choose their own precision, so that dtypes may differ."""
     return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import checks
 from .errors import invalid
-from .maps import Lattice, MapGeometry
+from .maps import MapGeometry, QueryGrid
 from .types import Candidates, Grid, Random, Search, Similarity, Window
 
 SEARCH_OPTIONS = frozenset(
@@ -37,7 +37,7 @@ def resolve(
     candidates: Candidates = "all",
     include_self: bool | None = None,
     grid: tuple[int, ...] | None = None,
-    query_index: Tensor | Lattice | Literal["same"] | None = None,
+    query_index: Tensor | QueryGrid | Literal["same"] | None = None,
     key_padding_mask: Tensor | None = None,
     deterministic: bool = False,
     scale: float | None = None,
@@ -57,7 +57,7 @@ def resolve(
         query_index = geometry.queries
     elif (isinstance(query_index, str) and query_index == "same") or (query_index is None and query is key):
         checks.alike(("query", query), ("key", key), {1: "tokens (query_index='same')"})
-        query_index = Lattice((0,) * len(keys_grid), keys_grid, (1,) * len(keys_grid))
+        query_index = QueryGrid((0,) * len(keys_grid), keys_grid, (1,) * len(keys_grid))
     elif query_index is not None:
         checks.query_index(query_index, query.shape[1], keys_grid, device=key.device)
     checks.candidates(candidates)

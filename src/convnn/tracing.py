@@ -59,7 +59,7 @@ def one_node(call: Callable[P, T]) -> Callable[P, T]:
 
 
 def readable(x: Tensor) -> bool:
-    """Whether the numbers of a tensor can be read: not on the meta device, nor while a graph is made.
+    """Return True if the numbers of a tensor can be read: not on the meta device, nor while a graph is made.
 
     >>> readable(torch.zeros(2)), readable(torch.zeros(2, device="meta"))
     (True, False)

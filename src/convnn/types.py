@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .errors import invalid, shown, unknown_name
-from .maps import Lattice, MapGeometry
+from .maps import MapGeometry, QueryGrid
 
 SimilarityName = Literal["cosine", "dot", "sqeuclidean", "euclidean", "spatial"]
 Weighting = Literal["ones", "identity", "softmax"]
@@ -124,7 +124,7 @@ class Grid:
         _whole("Grid.margin", self.margin, 0, "give the distance of the first candidate from the border, in tokens")
 
     def takes_all(self, grid: Sequence[int]) -> bool:
-        """Whether so many candidates of the tokens of a grid are wanted that every token is one."""
+        """Return True if so many candidates of the tokens of a grid are wanted that every token is one."""
         return self.g > min(grid) or self.g == max(grid)
 
 
@@ -210,7 +210,7 @@ class Search(NamedTuple):
         candidates: ``"all"``, a ``Grid``, a ``Window``, or ``(r,)`` ascending positions.
         include_self: whether slot 0 is the query's own token.
         grid: the keys' grid; its product is M.
-        query_index: where the queries stand among the keys, ``(N,)`` or a ``Lattice``; None if they are not keys.
+        query_index: where the queries stand among the keys, ``(N,)`` or a ``QueryGrid``; None if they are not keys.
         key_padding_mask: ``(B, M)``, True for keys that may not be chosen, or None.
         deterministic: whether equal similarities are taken lowest index first.
         need_similarity: whether the similarities are used by what follows.
@@ -227,7 +227,7 @@ class Search(NamedTuple):
     candidates: Literal["all"] | Grid | Window | Tensor
     include_self: bool
     grid: tuple[int, ...]
-    query_index: Tensor | Lattice | None
+    query_index: Tensor | QueryGrid | None
     key_padding_mask: Tensor | None
     deterministic: bool
     need_similarity: bool

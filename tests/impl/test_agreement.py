@@ -40,10 +40,10 @@ QUERIES: dict[str, Any] = {
     "keys": "same",
     "projected": "same",
     "strangers": None,
-    "lattice": convnn.Lattice((0, 1), (2, 2), (2, 2)),
+    "query grid": convnn.QueryGrid((0, 1), (2, 2), (2, 2)),
     "some": torch.tensor([7, 0, 7, 10, 11]),
 }
-COUNTS = {"keys": KEYS, "projected": KEYS, "strangers": 5, "lattice": 4, "some": 5}
+COUNTS = {"keys": KEYS, "projected": KEYS, "strangers": 5, "query grid": 4, "some": 5}
 WEIGHTINGS: dict[str, dict[str, Any]] = {
     **{name: {"weighting": name} for name in ("ones", "identity", "softmax")},
     "sharp softmax": {"weighting": "softmax", "temperature": 0.5},
@@ -215,7 +215,7 @@ def test_every_aggregation(weight, weighting, dtype):
 LIMIT_CASES = {
     "conv": {
         "similarity": "spatial", "k": 9, "candidates": convnn.Window(3), "grid": (6, 5), "weighting": "ones",
-        "query_index": convnn.Lattice((2, 1), (2, 3), (2, 1)),
+        "query_index": convnn.QueryGrid((2, 1), (2, 3), (2, 1)),
     },
     "sdpa": {"similarity": "dot", "k": 30, "candidates": "all", "weighting": "softmax", "temperature": 0.5},
 }  # fmt: skip

@@ -113,37 +113,41 @@ def test_a_real_score_of_minus_infinity_beats_an_excluded_key() -> None:
     assert nearest(query, key, bias, masked, None, 2, False).tolist() == [[[0, 1]] * 3]
 
 
-LATTICES = {"whole": [2, 3, 2, 3, 0, 0, 1, 1], "inside": [3, 4, 1, 2, 1, 1, 1, 1], "thinned": [4, 3, 2, 2, 0, 0, 2, 2]}
+QUERY_GRIDS = {
+    "whole": [2, 3, 2, 3, 0, 0, 1, 1],
+    "inside": [3, 4, 1, 2, 1, 1, 1, 1],
+    "thinned": [4, 3, 2, 2, 0, 0, 2, 2],
+}
 
 
 KEYS = {"on the map": [0, 3, 5], "one outside": [-1, 2, 4], "some outside": [-1, 2, -1, 4], "all outside": [-1] * 3}
 
 
-def of_lattice(lattice: list[int]) -> list[int]:
+def positions_of(query_grid: list[int]) -> list[int]:
     """The positions of the queries, row by row."""
     return [
-        (lattice[4] + row * lattice[6]) * lattice[1] + lattice[5] + column * lattice[7]
-        for row in range(lattice[2])
-        for column in range(lattice[3])
+        (query_grid[4] + row * query_grid[6]) * query_grid[1] + query_grid[5] + column * query_grid[7]
+        for row in range(query_grid[2])
+        for column in range(query_grid[3])
     ]
 
 
 # Every pair of a grid and candidates, and with each of them both numbers of slots and both layouts.
 SAMPLED = [
     (name, keys, 0 if (i + j) % 3 == 0 else 2, (i + j) % 2 == 0)
-    for i, name in enumerate(LATTICES)
+    for i, name in enumerate(QUERY_GRIDS)
     for j, keys in enumerate(KEYS.values())
 ]
 
 
 @pytest.mark.parametrize(("name", "keys", "slots", "by_channels"), SAMPLED)
 def test_sampled_mix_and_its_derivatives(name: str, keys: list[int], slots: int, by_channels: bool) -> None:
-    lattice, own = LATTICES[name], of_lattice(LATTICES[name])
+    query_grid, own = QUERY_GRIDS[name], positions_of(QUERY_GRIDS[name])
     places = torch.randint(0, len(keys), (2, len(own), slots))
-    inputs = (real(2, lattice[0] * lattice[1], C), real(slots + 1, 4, C), real(4))
+    inputs = (real(2, query_grid[0] * query_grid[1], C), real(slots + 1, 4, C), real(4))
 
     def ours(value: Tensor, matrices: Tensor, bias: Tensor) -> Tensor:
-        return sampled_mix(value, matrices, bias, torch.tensor(keys), places, lattice, by_channels)
+        return sampled_mix(value, matrices, bias, torch.tensor(keys), places, query_grid, by_channels)
 
     def written_out(value: Tensor, matrices: Tensor, bias: Tensor) -> Tensor:
         out = value[:, own] @ matrices[0].t() + bias
@@ -162,7 +166,7 @@ def test_sampled_mix_and_its_derivatives(name: str, keys: list[int], slots: int,
 @pytest.mark.parametrize("by_channels", [False, True])
 def test_sampled_mix_makes_no_gradient_that_nobody_wants(by_channels: bool) -> None:
     value, slots = real(2, 6, C).detach(), real(3, 4, C)
-    rest = (torch.tensor([0, 3]), torch.randint(0, 2, (2, 6, 2)), LATTICES["whole"], by_channels)
+    rest = (torch.tensor([0, 3]), torch.randint(0, 2, (2, 6, 2)), QUERY_GRIDS["whole"], by_channels)
     out = sampled_mix(value, slots, None, *rest)
     in_value, in_slots = sampled_mix_backward(torch.ones_like(out), value, slots.detach(), *rest, False)
     assert in_value.numel() == 0

@@ -70,7 +70,7 @@ def _width(similarity: Similarity, channels: int, axes: int) -> int:
 
 
 def _is_sampled(layer: NeighborLayer) -> bool:
-    """Whether all queries share one list of candidates, so that only those are projected to keys."""
+    """Return True if all queries share one list of candidates, so that only those are projected to keys."""
     return isinstance(layer.candidates, Random | Grid | Tensor)
 
 
@@ -79,8 +79,8 @@ def _of_map(layer: ConvNN1d | ConvNN2d | ConvNN3d, arguments: dict[str, Any]) ->
     batch = x.shape[0] if x.dim() == layer.dims + 2 else 1
     grid = tuple(size // layer.unshuffle for size in x.shape[-layer.dims :])
     padded = tuple(size + 2 * amount for size, amount in zip(grid, layer.padding, strict=True))
-    lattice = describe_map(grid, layer.padding, layer.query_margin, stride=layer.stride).queries
-    tokens, outputs = batch * math.prod(padded), batch * math.prod(lattice.shape)
+    query_grid = describe_map(grid, layer.padding, layer.query_margin, stride=layer.stride).queries
+    tokens, outputs = batch * math.prod(padded), batch * math.prod(query_grid.shape)
     candidates = candidate_count(layer, padded)
     channels = layer.in_channels * layer.unshuffle**layer.dims
     searches = arguments.get("neighbors") is None

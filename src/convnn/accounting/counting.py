@@ -17,7 +17,7 @@ from .._utils.modules import evaluating
 from ..errors import invalid, unknown_name
 from .algorithm import layer_cost
 from .modes import plain_attention
-from .tracking import Call, Place, Plan, Tracker, plan_of
+from .tracking import Call, ModuleRow, Plan, Tracker, plan_of
 
 Convention = Literal["executed", "gather", "published"]
 CONVENTIONS: tuple[Convention, ...] = ("executed", "gather", "published")
@@ -61,14 +61,14 @@ class Event(NamedTuple):
     """What one operator computed.
 
     Attributes:
-        place: of the module that called it.
+        row: of the module that called it.
         operator: its name, e.g. ``"mm"``, ``"conv2d"``, ``"nearest"``.
         flops: of its products, 2 x multiply-adds; or its elements, if it is elementwise.
         kind: ``"product"``; ``"weights"``, a sum of weighted rows written as an elementwise product; ``"elementwise"``.
         unseen: whether a profiler that reads padding as a number passes over it (``padding="same"``).
     """
 
-    place: Place
+    row: ModuleRow
     operator: str
     flops: int
     kind: Kind
@@ -92,7 +92,7 @@ class Record:
         costs: list[Counter[str]] = [Counter() for _ in self.plan.units]
         for event in self.events:
             if _counts(event, convention):
-                costs[event.place.unit][event.operator] += event.flops
+                costs[event.row.unit][event.operator] += event.flops
         if convention != "executed":
             for call in self.calls:
                 costs[call.unit].update(layer_cost(call.layer, call.arguments).counted(convention))
@@ -101,12 +101,12 @@ class Record:
 
 def _counts(event: Event, convention: str) -> bool:
     if convention == "executed":
-        return event.kind == "product" or (event.kind == "weights" and event.place.role == "layer")
-    if event.place.role == "layer" or event.kind == "weights":
+        return event.kind == "product" or (event.kind == "weights" and event.row.role == "layer")
+    if event.row.role == "layer" or event.kind == "weights":
         return False
     if convention == "gather":
         return event.kind == "product"
-    return not (event.unseen or event.operator == "conv1d" or event.place.role == "branch")
+    return not (event.unseen or event.operator == "conv1d" or event.row.role == "branch")
 
 
 def record_products(model: nn.Module, inputs: Sequence[Tensor]) -> Record:
@@ -120,9 +120,9 @@ def record_products(model: nn.Module, inputs: Sequence[Tensor]) -> Record:
 
     def add(operator: str, flops: int, kind: Kind) -> None:
         if kind == "product":
-            events.append(Event(tracker.place, names.operator or operator, flops, kind, names.unseen))
+            events.append(Event(tracker.row, names.operator or operator, flops, kind, names.unseen))
         elif names.operator is None:  # what is elementwise inside an operator with a name is that operator's own
-            events.append(Event(tracker.place, operator, flops, kind, False))
+            events.append(Event(tracker.row, operator, flops, kind, False))
 
     with torch.no_grad(), evaluating(model), plain_attention(), tracker, names, _counter(add):
         model(*inputs)
@@ -176,7 +176,7 @@ def _reporting_elements(name: str, add: Add) -> Callable[..., int]:
 
 
 def _weighs(first: Tensor, second: Tensor) -> bool:
-    """Whether a product of elements is one of rows and weights: broadcast, and not by one number a sample."""
+    """Return True if a product of elements is one of rows and weights: broadcast, and not by one number a sample."""
     if first.shape == second.shape:
         return False
     return all(x.numel() > (x.shape[0] if x.dim() == max(first.dim(), second.dim()) else 1) for x in (first, second))

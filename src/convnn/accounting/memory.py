@@ -27,7 +27,7 @@ def activation_bytes(model: nn.Module, inputs: Sequence[Tensor], plan: Plan) -> 
         if key not in owned and key not in kept:
             # Held until the end, as autograd would, so that no later storage takes its place.
             kept[key] = tensor.untyped_storage()
-            saved[tracker.place.unit] += kept[key].nbytes()
+            saved[tracker.row.unit] += kept[key].nbytes()
 
     with training(model), torch.enable_grad(), tracker, torch.autograd.graph.saved_tensors_hooks(pack, _never):
         model(*inputs)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .._utils.modules import evaluating
-from .tracking import Place, Plan, Tracker
+from .tracking import ModuleRow, Plan, Tracker
 
 
 class Times(NamedTuple):
@@ -59,11 +59,11 @@ def _run_by_unit(model: nn.Module, inputs: Sequence[Tensor], plan: Plan) -> list
             spent[running[-1]] += 1e3 * (now - last)
         last = now
 
-    def entered(place: Place) -> None:
+    def entered(row: ModuleRow) -> None:
         switch()
-        running.append(place.unit)
+        running.append(row.unit)
 
-    def left(_: Place) -> None:
+    def left(_: ModuleRow) -> None:
         switch()
         running.pop()
 

@@ -31,7 +31,7 @@ class Unit:
     parameters: int = 0
 
 
-class Place(NamedTuple):
+class ModuleRow(NamedTuple):
     """Where a module belongs: its unit; is it a ConvNN ``"layer"``, a hybrid's ``"branch"``, or an ``"other"``."""
 
     unit: int
@@ -40,10 +40,10 @@ class Place(NamedTuple):
 
 @dataclass
 class Plan:
-    """The units of a model in the order of its modules, and every module's place."""
+    """The units of a model in the order of its modules, and every module's row."""
 
     units: list[Unit] = field(default_factory=list)
-    places: dict[nn.Module, Place] = field(default_factory=dict)
+    rows: dict[nn.Module, ModuleRow] = field(default_factory=dict)
 
 
 def plan_of(model: nn.Module) -> Plan:
@@ -61,20 +61,20 @@ def plan_of(model: nn.Module) -> Plan:
 
 
 def _is_whole(module: nn.Module) -> bool:
-    """Whether a module is one unit with all that it holds."""
+    """Return True if a module is one unit with all that it holds."""
     return isinstance(module, NeighborLayer | nn.MultiheadAttention)
 
 
 def _visit(plan: Plan, module: nn.Module, name: str, role: Role) -> None:
-    if module in plan.places:
+    if module in plan.rows:
         return
     number = len(plan.units)
     plan.units.append(Unit(name, module))
-    plan.places[module] = Place(number, "layer" if isinstance(module, NeighborLayer) else role)
+    plan.rows[module] = ModuleRow(number, "layer" if isinstance(module, NeighborLayer) else role)
     if _is_whole(module):
         for inner_name, inner in module.named_modules():
             own = isinstance(module, NeighborLayer) and inner_name.split(".")[0] in ("", *_PROJECTIONS)
-            plan.places[inner] = Place(number, "layer" if own else "other")
+            plan.rows[inner] = ModuleRow(number, "layer" if own else "other")
         return
     for child_name, child in module.named_children():
         branch = isinstance(module, _HYBRIDS) and child_name == "conv"
@@ -90,18 +90,18 @@ class Call(NamedTuple):
 
 
 class Tracker:
-    """Follows a model through its modules while the context lasts: ``place`` is that of the module now running.
+    """Follows a model through its modules while the context lasts: ``row`` is that of the module now running.
 
     ``counts`` has how often every unit was called, ``calls`` the calls of ConvNN layers. ``entered`` and ``left`` are
-    called with a place, as a module starts and ends.
+    called with a row, as a module starts and ends.
     """
 
     def __init__(
         self,
         plan: Plan,
         *,
-        entered: Callable[[Place], None] | None = None,
-        left: Callable[[Place], None] | None = None,
+        entered: Callable[[ModuleRow], None] | None = None,
+        left: Callable[[ModuleRow], None] | None = None,
     ) -> None:
         self.plan, self.calls, self.counts = plan, list[Call](), Counter[int]()
         self._entered, self._left = entered, left
@@ -109,12 +109,12 @@ class Tracker:
         self._handles: list[RemovableHandle] = []
 
     @property
-    def place(self) -> Place:
-        """The place of the module that is running; outside of all, the model's own."""
-        return self.plan.places[self._stack[-1]] if self._stack else Place(0, "other")
+    def row(self) -> ModuleRow:
+        """The row of the module that is running; outside of all, the model's own."""
+        return self.plan.rows[self._stack[-1]] if self._stack else ModuleRow(0, "other")
 
     def __enter__(self) -> Self:
-        for module in self.plan.places:
+        for module in self.plan.rows:
             self._handles += [
                 module.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True),
                 module.register_forward_hook(self._leave, always_call=True),
@@ -129,19 +129,19 @@ class Tracker:
         self._handles.clear()
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        place = self.plan.places[module]
+        row = self.plan.rows[module]
         self._stack.append(module)
-        if self.plan.units[place.unit].layer is module:
-            self.counts[place.unit] += 1
+        if self.plan.units[row.unit].layer is module:
+            self.counts[row.unit] += 1
         if isinstance(module, NeighborLayer):
             arguments = inspect.signature(module.forward).bind(*args, **kwargs).arguments
-            self.calls.append(Call(place.unit, module, arguments))
+            self.calls.append(Call(row.unit, module, arguments))
         if self._entered is not None:
-            self._entered(place)
+            self._entered(row)
 
     def _leave(self, module: nn.Module, *_: Any) -> None:
         # A hook that failed may have kept a module from leaving.
         while self._stack and self._stack.pop() is not module:
             pass
         if self._left is not None:
-            self._left(self.plan.places[module])
+            self._left(self.plan.rows[module])

@@ -78,7 +78,7 @@ def _tile(panel: Panel, *, padded: bool) -> str:
     margin = int(padded and not panel.found.weight)
     data = base64.b64encode(tile(panel.image, panel.found, margin=margin)).decode()
     words = f"{panel.title}: query at row {panel.found.query[0]}, column {panel.found.query[1]}; gathers "
-    words += ", ".join(f"({row}, {column})" for row, column in panel.found.places[:9])
+    words += ", ".join(f"({row}, {column})" for row, column in panel.found.positions[:9])
     note = f"{panel.text}" + (f"; {outside} in the padding" if outside and panel.key != "conv" else "")
     caption = f"<b>{html.escape(panel.title)}</b>{html.escape(note)}"
     picture = (

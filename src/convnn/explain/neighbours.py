@@ -27,20 +27,20 @@ class NeighbourMap:
     Attributes:
         grid: rows and columns of the map that the layer gathers from, without padding.
         query: row and column of the query in that map.
-        places: row and column of each neighbour; outside the grid for one in the padding.
+        positions: row and column of each neighbour; outside the grid for one in the padding.
         similarity: the similarity of each neighbour.
         weight: what each neighbour is weighted with where the layer takes a softmax; empty where all weights are 1.
     """
 
     grid: RowCol
     query: RowCol
-    places: tuple[RowCol, ...]
+    positions: tuple[RowCol, ...]
     similarity: tuple[float, ...]
     weight: tuple[float, ...] = ()
 
     def inside(self) -> list[bool]:
         """Return True for each neighbour in the map itself, False for one in the padding around it."""
-        return [0 <= row < self.grid[0] and 0 <= column < self.grid[1] for row, column in self.places]
+        return [0 <= row < self.grid[0] and 0 <= column < self.grid[1] for row, column in self.positions]
 
 
 def neighbour_map(
@@ -62,7 +62,7 @@ def neighbour_map(
 
     Example:
         >>> conv = nn.Conv2d(1, 1, 3, padding=1)
-        >>> neighbour_map(conv, torch.zeros(1, 1, 4, 4), (1, 2)).places[:3]
+        >>> neighbour_map(conv, torch.zeros(1, 1, 4, 4), (1, 2)).positions[:3]
         ((0, 1), (0, 2), (0, 3))
     """
     finder = _finder(layer)
@@ -80,9 +80,9 @@ def neighbour_map(
     row = prefix + _flat(query, grid)
     similarity, index = found.similarity[0, head, row], found.index[0, head, row]
     kept = index >= prefix
-    places = tuple(divmod(int(i) - prefix, grid[1]) for i in index[kept])
+    positions = tuple(divmod(int(i) - prefix, grid[1]) for i in index[kept])
     weight = tuple(similarity.softmax(-1)[kept].tolist())
-    return NeighbourMap(grid, query, places, tuple(similarity[kept].tolist()), weight)
+    return NeighbourMap(grid, query, positions, tuple(similarity[kept].tolist()), weight)
 
 
 def _of_map(layer: Any, found: Neighbors, x: Tensor, query: RowCol) -> NeighbourMap:
@@ -91,12 +91,12 @@ def _of_map(layer: Any, found: Neighbors, x: Tensor, query: RowCol) -> Neighbour
     (top, left), columns = layer.padding, grid[1] + 2 * layer.padding[1]
     row = _flat(query, outputs)
     similarity, index = found.similarity[0, row], found.index[0, row]
-    places = tuple((int(i) // columns - top, int(i) % columns - left) for i in index)
+    positions = tuple((int(i) // columns - top, int(i) % columns - left) for i in index)
     position = tuple(
         q * s + m - p for q, s, m, p in zip(query, layer.stride, layer.query_margin, layer.padding, strict=True)
     )
     weight = tuple(similarity.softmax(-1).tolist()) if layer.weighting == "softmax" else ()
-    return NeighbourMap(grid, (position[0], position[1]), places, tuple(similarity.tolist()), weight)
+    return NeighbourMap(grid, (position[0], position[1]), positions, tuple(similarity.tolist()), weight)
 
 
 def _sizes(layer: Any, x: Tensor) -> tuple[RowCol, RowCol]:
@@ -183,8 +183,8 @@ def neighbour_maps(model: nn.Module, image: Tensor, query: RowCol) -> dict[str, 
         else:
             side = math.isqrt(x.shape[1] - prefix)
             grid = patches or (side, side)
-            place = (query[0] * grid[0] // height, query[1] * grid[1] // width)
-            found[name] = neighbour_map(layer, x, place, grid=grid, prefix=prefix)
+            position = (query[0] * grid[0] // height, query[1] * grid[1] // width)
+            found[name] = neighbour_map(layer, x, position, grid=grid, prefix=prefix)
     return found
 
 
@@ -193,8 +193,8 @@ def _nearest_output(layer: nn.Module, x: Tensor, share: tuple[float, float]) -> 
     finder = _finder(layer)
     inner: Any = getattr(finder, "convnn", finder)
     grid, outputs = _sizes(inner, x)
-    place = []
+    position = []
     for axis in (0, 1):
         token = int(share[axis] * grid[axis]) + inner.padding[axis] - inner.query_margin[axis]
-        place.append(min(max(token // inner.stride[axis], 0), outputs[axis] - 1))
-    return place[0], place[1]
+        position.append(min(max(token // inner.stride[axis], 0), outputs[axis] - 1))
+    return position[0], position[1]

@@ -54,8 +54,8 @@ def draw_neighbours(axes: Axes, image: Tensor, found: NeighbourMap, *, margin: i
     _outline(axes, (height, width), margin)
     cell = (height / found.grid[0], width / found.grid[1])
     point = 72 * axes.get_window_extent().height / axes.figure.dpi / (height + 2 * margin + 0.2)
-    for slot, (place, shade) in enumerate(zip(found.places, shading(found), strict=True), 1):
-        _mark(axes, place, cell, shade=shade, number=str(slot) if len(found.places) <= 25 else "", point=point)
+    for slot, (position, shade) in enumerate(zip(found.positions, shading(found), strict=True), 1):
+        _mark(axes, position, cell, shade=shade, number=str(slot) if len(found.positions) <= 25 else "", point=point)
     _frame(axes, found.query, cell, colour=QUERY, width=0.115 * point)
 
 
@@ -72,16 +72,16 @@ def _outline(axes: Axes, size: tuple[int, int], margin: int) -> None:
         axes.add_patch(outer)
 
 
-def _mark(axes: Axes, place: RowCol, cell: tuple[float, float], *, shade: float, number: str, point: float) -> None:
+def _mark(axes: Axes, position: RowCol, cell: tuple[float, float], *, shade: float, number: str, point: float) -> None:
     """Mark a neighbour: a tint over its pixels, which stay visible, and its slot's number on a disc."""
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.patches import Circle, Rectangle
 
     colour = LinearSegmentedColormap.from_list("near", [FAR, NEAR])(shade)
     tall, wide = cell
-    corner = (place[1] * wide, place[0] * tall)
+    corner = (position[1] * wide, position[0] * tall)
     axes.add_patch(Rectangle(corner, wide, tall, facecolor=colour, alpha=0.45, edgecolor="none"))
-    _frame(axes, place, cell, colour=colour, width=0.085 * point)
+    _frame(axes, position, cell, colour=colour, width=0.085 * point)
     if number:
         middle = (corner[0] + wide / 2, corner[1] + tall / 2)
         axes.add_patch(Circle(middle, 0.335, facecolor=colour, edgecolor="none", zorder=3))
@@ -91,13 +91,13 @@ def _mark(axes: Axes, place: RowCol, cell: tuple[float, float], *, shade: float,
         axes.text(*place_of, number, ha="center", va="center_baseline", color=ink, size=size, weight="bold", zorder=4)
 
 
-def _frame(axes: Axes, place: RowCol, cell: tuple[float, float], *, colour: Any, width: float) -> None:
+def _frame(axes: Axes, position: RowCol, cell: tuple[float, float], *, colour: Any, width: float) -> None:
     """Draw a frame just inside a position's pixels, ``width`` points wide."""
     from matplotlib.patches import Rectangle
 
     tall, wide = cell
     inset = 0.07
-    corner = (place[1] * wide + inset, place[0] * tall + inset)
+    corner = (position[1] * wide + inset, position[0] * tall + inset)
     size = (wide - 2 * inset, tall - 2 * inset)
     style: dict[str, Any] = {"fill": False, "edgecolor": colour, "linewidth": width, "joinstyle": "round"}
     axes.add_patch(Rectangle(corner, *size, zorder=2 if colour != QUERY else 5, **style))
@@ -113,7 +113,9 @@ def shading(found: NeighbourMap) -> list[float]:
     [1.0, 1.0, 0.5, 0.0]
     """
     values = found.weight or found.similarity
-    others = [value for value, place in zip(values, found.places, strict=True) if place != found.query] or list(values)
+    others = [
+        value for value, position in zip(values, found.positions, strict=True) if position != found.query
+    ] or list(values)
     low, high = min(others), max(others)
     return [1.0 if high == low else min(1.0, max(0.0, (value - low) / (high - low))) for value in values]
 

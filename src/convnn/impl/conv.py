@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import plan
-from ..maps import Lattice
+from ..maps import QueryGrid
 from ..stages import geometry
 from ..types import Gather, Problem, Search
 from .base import Implementation
@@ -32,8 +32,8 @@ class Conv(Implementation):
             return "a convolution weights its neighbours by ones and has slot weights"
         if search.include_self or search.key_padding_mask is not None:
             return "include_self and key_padding_mask change the slots"
-        if not isinstance(search.query_index, Lattice):
-            return "the queries are not known to stand on a lattice"
+        if not isinstance(search.query_index, QueryGrid):
+            return "the queries are not known to stand on a query grid"
         if len(search.grid) > 3:
             return "there are convolutions of up to 3 axes"
         window = geometry.whole_window(search.candidates, search.k, len(search.grid))
@@ -64,7 +64,7 @@ class Conv(Implementation):
         return _convolve(search, gather, _covered(search, gather, described.grid, window), window)
 
 
-def _fits(problem: Search, queries: Lattice, size: tuple[int, ...], dilation: tuple[int, ...]) -> bool:
+def _fits(problem: Search, queries: QueryGrid, size: tuple[int, ...], dilation: tuple[int, ...]) -> bool:
     for axis, length in enumerate(problem.grid):
         radius = size[axis] // 2 * dilation[axis]
         last = queries.origin[axis] + (queries.shape[axis] - 1) * queries.stride[axis]
@@ -83,7 +83,7 @@ def _window(problem: Search) -> Window:
 def _covered(problem: Search, aggregation: Gather, grid: tuple[int, ...], window: Window) -> Tensor:
     """View the part of the map ``(B, C, *grid)`` that the windows around the queries cover."""
     x, queries = geometry.view_map(aggregation.value, grid), problem.query_index
-    if not isinstance(queries, Lattice):
+    if not isinstance(queries, QueryGrid):
         raise TypeError("query_index")
     for axis, (size, dilation) in enumerate(zip(*window, strict=True)):
         radius = size // 2 * dilation
@@ -97,7 +97,7 @@ def _convolve(
 ) -> Tensor:
     """Run the native kernel on a map, with the slots ``(C_out, C_in/groups, k)`` as its weight."""
     (size, dilation), queries, weight = window, problem.query_index, aggregation.weight
-    if weight is None or not isinstance(queries, Lattice):
+    if weight is None or not isinstance(queries, QueryGrid):
         raise TypeError("weight")
     convolution = (F.conv1d, F.conv2d, F.conv3d)[len(size) - 1]
     out: Tensor = convolution(

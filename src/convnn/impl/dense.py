@@ -34,9 +34,9 @@ class Dense(Implementation):
         with without_autocast(problem.query.device):
             compared = plan.compared(problem)
             own = plan.own_index(problem)
-            table = plan.table_of(problem, own)
+            table = plan.candidate_table(problem, own)
             with torch.no_grad():
-                index = plan.choose(problem, _scores(problem, compared, table), table, own)
+                index = plan.select_neighbors(problem, _scores(problem, compared, table), table, own)
             if not problem.need_similarity:
                 return plan.unweighted(problem, index)
             pairs = similarity.of_pairs(compared, index, problem.scale, product=_products, distance=_distances)
@@ -52,7 +52,7 @@ class Dense(Implementation):
         return mixed if problem.bias is None else mixed + problem.bias.to(mixed.dtype)
 
 
-def _scores(problem: Search, compared: similarity.Compared, table: plan.Table) -> Tensor:
+def _scores(problem: Search, compared: similarity.Compared, table: plan.CandidateTable) -> Tensor:
     """Return what the ranking is by: ``(B, N, M)``, or ``(B, N, r)``, or ``(B, N, w)``."""
     keys = table.keys
     if compared.metric in similarity.EUCLIDEAN:

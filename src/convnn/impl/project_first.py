@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import nearest, plan
-from ..maps import Lattice
+from ..maps import QueryGrid
 from ..ops import short_softmax
 from ..ops.bags import bag_sum, slot_rows
 from ..ops.sampled import gather_or_zero, query_rows, sampled_mix
@@ -59,10 +59,10 @@ class ProjectFirst(Implementation):
         """Search among the candidates, and add up what their projections contribute."""
         if not _takes_indices(search, gather):
             neighbors = nearest.neighbors(search)
-            others = plan.place_among(neighbors.index[..., 1:], _candidate_keys(search), search.keys)
+            others = plan.index_among(neighbors.index[..., 1:], _candidate_keys(search), search.keys)
             return _mix(search, gather, others, neighbors)
         others = nearest.among_candidates(search)
-        if gather.groups == 1 and isinstance(search.query_index, Lattice):
+        if gather.groups == 1 and isinstance(search.query_index, QueryGrid):
             return _mix_map(search, gather, others, (0,) * len(search.grid), by_channels=False)
         return _mix(search, gather, others, None)
 
@@ -78,7 +78,7 @@ class ProjectFirst(Implementation):
                 [start - amount for start, amount in zip(described.queries.origin, described.padding, strict=True)]
             )
             queries = dataclasses.replace(described.queries, origin=inside)
-            search = search._replace(query=geometry.to_tokens(geometry.at_lattice(x, queries)))
+            search = search._replace(query=geometry.to_tokens(geometry.subsample(x, queries)))
         others = nearest.among_tokens(search, gather_or_zero(search.key.detach(), keys))
         out = _mix_map(search, gather, others, described.padding, by_channels=not described.channels_last)
         return geometry.view_map(out, described.queries.shape)
@@ -91,7 +91,7 @@ def _takes_indices(search: Search, gather: Gather) -> bool:
 
 def _candidate_keys(problem: Search) -> Tensor:
     """Return the candidates' positions ``(r,)``."""
-    keys = plan.table_of(problem, None).keys
+    keys = plan.candidate_table(problem, None).keys
     if keys is None:
         raise TypeError("candidates")
     return keys
@@ -127,7 +127,7 @@ def _mix_map(
     Values are read, and the result is stored, channels-first if ``by_channels``.
     """
     queries, weight, bias = problem.query_index, aggregation.weight, aggregation.bias
-    if not isinstance(queries, Lattice) or weight is None:
+    if not isinstance(queries, QueryGrid) or weight is None:
         raise TypeError("weight")
     dtype = autocast_dtype(aggregation.value)
     grid = [size - 2 * amount for size, amount in zip(problem.grid, padding, strict=True)]
@@ -143,10 +143,12 @@ def _mix_map(
 
 def _own_values(problem: Search, value: Tensor) -> Tensor:
     """Return the queries' own values ``(B, N, C)``."""
-    lattice = problem.query_index
-    if isinstance(lattice, Lattice):
-        return query_rows(value, [*problem.grid, *lattice.shape, *lattice.origin, *lattice.stride]).flatten(1, -2)
-    return value[:, lattice]
+    query_grid = problem.query_index
+    if isinstance(query_grid, QueryGrid):
+        return query_rows(value, [*problem.grid, *query_grid.shape, *query_grid.origin, *query_grid.stride]).flatten(
+            1, -2
+        )
+    return value[:, query_grid]
 
 
 def _own_slot(value: Tensor, matrix: Tensor, groups: int) -> Tensor:

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..maps import Lattice
+from ..maps import QueryGrid
 from ..types import Blend, Gather, Grid, Neighbors, Problem, Search, Window
 from .base import Implementation
 
@@ -40,8 +40,10 @@ def _row(problem: Search, query: Tensor, key: Tensor, n: int, b: int) -> tuple[T
     if problem.similarity == "spatial":
         if own is None:
             raise ValueError("spatial similarity needs the queries' positions")
-        place = _place(own, problem.grid)
-        apart = {j: [abs(a - c) for a, c in zip(place, _place(j, problem.grid), strict=True)] for j in [own, *allowed]}
+        position = _position(own, problem.grid)
+        apart = {
+            j: [abs(a - c) for a, c in zip(position, _position(j, problem.grid), strict=True)] for j in [own, *allowed]
+        }
         nearest = sorted(allowed, key=lambda j: (max(apart[j]), sum(a * a for a in apart[j]), j))[:count]
         chosen += sorted(nearest)
         similarity = torch.tensor([-float(max(apart[j])) for j in chosen], dtype=query.dtype, device=query.device)
@@ -49,7 +51,7 @@ def _row(problem: Search, query: Tensor, key: Tensor, n: int, b: int) -> tuple[T
         values = torch.stack([_similarity(problem, query, key, own, j) for j in [*chosen, *allowed]])
         order = values[len(chosen) :].detach().sort(descending=True, stable=True).indices[:count]
         similarity = torch.cat([values[: len(chosen)], values[len(chosen) :][order]])
-        chosen += [allowed[int(place)] for place in order]
+        chosen += [allowed[int(position)] for position in order]
         if problem.every:
             similarity = torch.cat([similarity, similarity.new_full((len(masked),), -torch.inf)])
             chosen += masked
@@ -57,22 +59,22 @@ def _row(problem: Search, query: Tensor, key: Tensor, n: int, b: int) -> tuple[T
 
 
 def _own(problem: Search, n: int) -> int | None:
-    if isinstance(problem.query_index, Lattice):
+    if isinstance(problem.query_index, QueryGrid):
         return int(problem.query_index.index(problem.grid, torch.device("cpu"))[n])
     return None if problem.query_index is None else int(problem.query_index[n])
 
 
-def _place(j: int, grid: tuple[int, ...]) -> tuple[int, ...]:
-    place = []
+def _position(j: int, grid: tuple[int, ...]) -> tuple[int, ...]:
+    position = []
     for size in reversed(grid):
         j, along = divmod(j, size)
-        place.append(along)
-    return tuple(reversed(place))
+        position.append(along)
+    return tuple(reversed(position))
 
 
-def _flat(place: tuple[int, ...], grid: tuple[int, ...]) -> int:
+def _flat(position: tuple[int, ...], grid: tuple[int, ...]) -> int:
     flat = 0
-    for along, size in zip(place, grid, strict=True):
+    for along, size in zip(position, grid, strict=True):
         flat = flat * size + along
     return flat
 
@@ -85,22 +87,22 @@ def _allowed(problem: Search, own: int | None) -> list[int]:
     if isinstance(candidates, Grid):
         m, g = candidates.margin, candidates.g
         axes = [[m + i * (size - 1 - 2 * m) // max(g - 1, 1) for i in range(g)] for size in grid]
-        return [_flat(place, grid) for place in itertools.product(*axes)]
+        return [_flat(position, grid) for position in itertools.product(*axes)]
     if isinstance(candidates, Window) and own is not None:
         size, dilation = candidates.per_axis(len(grid))
         axes = [
             _window(at, s, d, length, candidates.border)
-            for at, s, d, length in zip(_place(own, grid), size, dilation, grid, strict=True)
+            for at, s, d, length in zip(_position(own, grid), size, dilation, grid, strict=True)
         ]
-        return [_flat(place, grid) for place in itertools.product(*axes)]
+        return [_flat(position, grid) for position in itertools.product(*axes)]
     return list(range(math.prod(grid)))
 
 
 def _window(at: int, size: int, dilation: int, length: int, border: str) -> list[int]:
-    """The places of one axis inside a window around ``at``."""
+    """The positions on one axis inside a window around ``at``."""
     if border == "clip":
         around = [at + dilation * i for i in range(-(size // 2), size // 2 + 1)]
-        return [place for place in around if 0 <= place < length]
+        return [position for position in around if 0 <= position < length]
     reachable = list(range(at % dilation, length, dilation))
     start = min(max(at // dilation - size // 2, 0), len(reachable) - size)
     return reachable[start : start + size]
@@ -108,7 +110,7 @@ def _window(at: int, size: int, dilation: int, length: int, border: str) -> list
 
 def _similarity(problem: Search, query: Tensor, key: Tensor, own: int | None, j: int) -> Tensor:
     name, q, k = problem.similarity, query, key[j]
-    places = q.new_zeros(())
+    apart = q.new_zeros(())
     if isinstance(name, Blend):
         if own is None:
             raise ValueError("a blend needs the queries' positions")
@@ -117,7 +119,7 @@ def _similarity(problem: Search, query: Tensor, key: Tensor, own: int | None, j:
         if name.feature == "cosine":
             q, k = (torch.cat([name.lam * x / spread, p.to(x)]) for x, p in zip((q, k), scaled, strict=True))
         else:  # by differences: joined first, the coordinates would be rounded before they are compared
-            places = (scaled[0] - scaled[1]).square().sum().to(q)
+            apart = (scaled[0] - scaled[1]).square().sum().to(q)
             q, k = (q - k) * (name.lam / spread), torch.zeros_like(k)
         name = name.feature
     if name == "dot":
@@ -125,7 +127,7 @@ def _similarity(problem: Search, query: Tensor, key: Tensor, own: int | None, j:
     if name == "cosine":
         zero = bool((q == 0).all()) or bool((k == 0).all())
         return (q * 0).sum() + (k * 0).sum() if zero else (_unit(q) * _unit(k)).sum()
-    squared = (q - k).square().sum() + places
+    squared = (q - k).square().sum() + apart
     if name == "sqeuclidean":
         return -squared
     return -squared.sqrt() if squared > 0 else squared * 0
@@ -140,8 +142,8 @@ def _unit(x: Tensor) -> Tensor:
 
 def _coordinates(j: int, grid: tuple[int, ...]) -> Tensor:
     """x, y, ... in float64: from -1 to 1 along each axis, -1 where an axis has one token."""
-    place = [2 * a / (size - 1) - 1 if size > 1 else -1.0 for a, size in zip(_place(j, grid), grid, strict=True)]
-    return torch.tensor(place[::-1], dtype=torch.float64)
+    position = [2 * a / (size - 1) - 1 if size > 1 else -1.0 for a, size in zip(_position(j, grid), grid, strict=True)]
+    return torch.tensor(position[::-1], dtype=torch.float64)
 
 
 def gather(problem: Gather, neighbors: Neighbors) -> Tensor:

@@ -161,7 +161,7 @@ def _check_stem(found: Found, stem: str | None) -> None:
 
 
 def _has_fixed_size(found: Found) -> bool:
-    """Whether the model is built for one size of images."""
+    """True if the model is built for one size of images."""
     if not found.timm:
         return True
     import timm

@@ -207,7 +207,7 @@ class _ConvNN(NeighborLayer):
             described = described.once_padded()
         query = key = value = tokens = geometry.to_tokens(x)
         if self.query_projection is not None and self.key_projection is not None and self.value_projection is not None:
-            query = self.query_projection(geometry.to_tokens(geometry.at_lattice(x, queries)))
+            query = self.query_projection(geometry.to_tokens(geometry.subsample(x, queries)))
             key, value = self.key_projection(key), self.value_projection(value)
         if self.value_coordinates:
             value = geometry.with_coordinates(value, described.grid)

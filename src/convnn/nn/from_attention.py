@@ -15,7 +15,7 @@ from .options import check_dtype
 
 
 def is_timm_attention(module: nn.Module) -> bool:
-    """Whether a module is timm's ``Attention`` itself, told without importing timm."""
+    """Return True if a module is timm's ``Attention`` itself, told without importing timm."""
     kind = type(module)
     return kind.__name__ == "Attention" and kind.__module__ in (
         "timm.layers.attention",

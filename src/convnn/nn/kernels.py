@@ -69,7 +69,7 @@ def undilated(value: object, dims: int) -> tuple[int, ...]:
 
 
 def is_plain_conv(module: nn.Module, conv_type: type[Conv]) -> bool:
-    """Whether a module is a convolution that runs ``conv_type``'s own forward (a subclass may change it)."""
+    """Return True if a module is a convolution that runs ``conv_type``'s own forward (a subclass may change it)."""
     if not isinstance(module, conv_type):
         return False
     kind = type(module)

@@ -38,14 +38,14 @@ def window_offsets(size: tuple[int, ...], dilation: tuple[int, ...], device: tor
 
 
 def clipped_window(offsets: Tensor, positions: Tensor, grid: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Place offsets ``(w, dims)`` at positions ``(N, dims)``: flat positions and which exist, both ``(N, w)``."""
-    places = positions.unsqueeze(1) + offsets
+    """Add offsets ``(w, dims)`` to positions ``(N, dims)``: flat positions and which exist, both ``(N, w)``."""
+    shifted = positions.unsqueeze(1) + offsets
     exists = torch.ones((), dtype=torch.bool, device=positions.device)
     flat = torch.zeros((), dtype=torch.int64, device=positions.device)
     for axis, size in enumerate(grid):
-        place = places[..., axis]
-        exists = exists & (place >= 0) & (place < size)
-        flat = flat * size + place.clamp(0, size - 1)
+        along = shifted[..., axis]
+        exists = exists & (along >= 0) & (along < size)
+        flat = flat * size + along.clamp(0, size - 1)
     return flat, exists
 
 
@@ -64,15 +64,15 @@ def shifted_window(
         residue, step = positions[:, axis] % d, positions[:, axis] // d
         steps = (length - residue + d - 1) // d
         start = (step - s // 2).clamp(min=0).minimum(steps - s)
-        place = residue.unsqueeze(1) + d * (start.unsqueeze(1) + torch.arange(s, device=positions.device))
-        flat = (flat.unsqueeze(-1) * length + place.unsqueeze(1)).flatten(1)
+        along = residue.unsqueeze(1) + d * (start.unsqueeze(1) + torch.arange(s, device=positions.device))
+        flat = (flat.unsqueeze(-1) * length + along.unsqueeze(1)).flatten(1)
     return flat
 
 
 def nearest_radius(k: int, grid: tuple[int, ...]) -> int:
     """Return the smallest Chebyshev radius within which every token of the grid has k tokens, itself included.
 
-    The worst place is a corner, which sees ``radius + 1`` tokens along each axis.
+    The worst position is a corner, which sees ``radius + 1`` tokens along each axis.
     """
     radius = max(math.ceil(k ** (1 / len(grid))) - 2, 0)
     while True:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import invalid
-from ..maps import Lattice
+from ..maps import QueryGrid
 from ..types import Window
 
 
@@ -41,8 +41,8 @@ def coordinates(grid: tuple[int, ...], *, dtype: torch.dtype, device: torch.devi
 
 def with_coordinates(tokens: Tensor, grid: tuple[int, ...]) -> Tensor:
     """Append their coordinates to the tokens ``(B, M, C)`` of a grid: ``(B, M, C + dims)``."""
-    places = coordinates(grid, dtype=tokens.dtype, device=tokens.device)
-    return torch.cat([tokens, places.expand(tokens.shape[0], -1, -1)], dim=-1)
+    positions = coordinates(grid, dtype=tokens.dtype, device=tokens.device)
+    return torch.cat([tokens, positions.expand(tokens.shape[0], -1, -1)], dim=-1)
 
 
 def pad_map(x: Tensor, padding: tuple[int, ...], mode: str = "zeros") -> Tensor:
@@ -65,9 +65,9 @@ def without_padding(index: Tensor, padded: tuple[int, ...], padding: tuple[int, 
     """
     if not any(padding):
         return index
-    place, inside, flat = unravel(index, padded), torch.ones_like(index, dtype=torch.bool), torch.zeros_like(index)
+    position, inside, flat = unravel(index, padded), torch.ones_like(index, dtype=torch.bool), torch.zeros_like(index)
     for axis, (size, amount) in enumerate(zip(padded, padding, strict=True)):
-        at = place[:, axis] - amount
+        at = position[:, axis] - amount
         inside &= (at >= 0) & (at < size - 2 * amount)
         flat = flat * (size - 2 * amount) + at
     return flat.masked_fill(~inside, -1)
@@ -114,9 +114,11 @@ def whole_window(candidates: object, k: int, dims: int) -> tuple[tuple[int, ...]
     return None
 
 
-def at_lattice(x: Tensor, lattice: Lattice) -> Tensor:
-    """View the lattice's positions of a map ``(B, C, *grid)``."""
-    for axis, (origin, count, stride) in enumerate(zip(lattice.origin, lattice.shape, lattice.stride, strict=True)):
+def subsample(x: Tensor, query_grid: QueryGrid) -> Tensor:
+    """View the queries' positions of a map ``(B, C, *grid)``."""
+    for axis, (origin, count, stride) in enumerate(
+        zip(query_grid.origin, query_grid.shape, query_grid.stride, strict=True)
+    ):
         x = x.narrow(2 + axis, origin, (count - 1) * stride + 1)
         if stride > 1:
             x = x[(slice(None),) * (2 + axis) + (slice(None, None, stride),)]

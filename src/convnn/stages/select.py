@@ -17,9 +17,9 @@ def exclude(scores: Tensor, excluded: Tensor) -> Tensor:
 
 
 def top(scores: Tensor, k: int, *, deterministic: bool) -> Tensor:
-    """Return the places ``(..., k)`` of the k largest scores ``(..., w)``, descending; nan counts as the largest.
+    """Return the indices ``(..., k)`` of the k largest scores ``(..., w)``, descending; nan counts as the largest.
 
-    ``deterministic`` takes equal scores lowest place first; otherwise any of them may come first.
+    ``deterministic`` takes equal scores lowest index first; otherwise any of them may come first.
 
     >>> top(torch.tensor([1.0, 3.0, 3.0]), 2, deterministic=True)
     tensor([1, 2])
@@ -29,7 +29,7 @@ def top(scores: Tensor, k: int, *, deterministic: bool) -> Tensor:
     return scores.topk(k, dim=-1).indices
 
 
-def with_self_first(self_place: Tensor, others: Tensor) -> Tensor:
+def with_self_first(self_index: Tensor, others: Tensor) -> Tensor:
     """Put the query's own token ``(N,)`` into slot 0 before the others ``(..., N, k - 1)``."""
-    own = self_place.unsqueeze(-1).expand(*others.shape[:-1], 1)
+    own = self_index.unsqueeze(-1).expand(*others.shape[:-1], 1)
     return torch.cat([own, others], dim=-1)

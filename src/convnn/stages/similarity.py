@@ -97,8 +97,8 @@ def squared_distances(
     if compared.factor is None or compared.query_position is None or compared.key_position is None:
         return squared
     # Features and coordinates apart: scaling or joining them first would round coordinates, not differences.
-    own, places = (x.expand(index.shape[0], -1, -1) for x in (compared.query_position, compared.key_position))
-    return squared * compared.factor.square() + distance(own, places, index).to(squared.dtype)
+    own, positions = (x.expand(index.shape[0], -1, -1) for x in (compared.query_position, compared.key_position))
+    return squared * compared.factor.square() + distance(own, positions, index).to(squared.dtype)
 
 
 def of_distance(squared: Tensor, metric: str) -> Tensor:
@@ -112,8 +112,8 @@ def of_distance(squared: Tensor, metric: str) -> Tensor:
 
 def blend(x: Tensor, spread: Tensor, coordinates: Tensor, lam: float) -> Tensor:
     """Return ``[lam * x / spread, (1 - lam) * p]``, ``(B, N, C + dims)``: x ``(B, N, C)``, spread ``(B, 1, 1)``."""
-    place = (coordinates * (1 - lam)).expand(x.shape[0], -1, -1)
-    return torch.cat([x * (lam / spread), place], dim=-1)
+    scaled = (coordinates * (1 - lam)).expand(x.shape[0], -1, -1)
+    return torch.cat([x * (lam / spread), scaled], dim=-1)
 
 
 def feature_spread(key: Tensor) -> Tensor:
