@@ -23,7 +23,7 @@ from .nn import (
 from .nn.attachments import refuse_attachments
 from .nn.from_attention import is_timm_attention
 from .nn.heads import HEADS_OPTIONS, HeadsAttention, has_reset
-from .nn.kernels import Conv, conv_geometry, kernel_radius
+from .nn.kernels import Conv, conv_geometry, convnn_padding, kernel_radius
 from .nn.options import keywords_of, per_axis
 from .types import Window
 
@@ -99,10 +99,11 @@ def _replace_conv(layer: Any, kind: type[Conv], to: str, init: str, options: dic
     }  # fmt: skip
     channels = (layer.in_channels, layer.out_channels)
     if to == "convnn":
-        place = _convnn_place(padding, kernel_radius(kernel, dilation), options.get("convnn_padding"))
+        radius = kernel_radius(kernel, dilation)
+        shared["padding"], shared["query_margin"] = convnn_padding(padding, radius, options.get("convnn_padding"))
         bias = options.get("bias", shared["bias"]) if options.get("convnn_bias") is None else options["convnn_bias"]
         own = {name: value for name, value in options.items() if name not in ("convnn_padding", "convnn_bias")}
-        new = _CONVNN[kind](*channels, **{**shared, **place, **own, "bias": bias})
+        new = _CONVNN[kind](*channels, **{**shared, **own, "bias": bias})
         if init == "from_original":
             _take_kernel(new, layer)
         return new
@@ -113,17 +114,6 @@ def _replace_conv(layer: Any, kind: type[Conv], to: str, init: str, options: dic
     if init == "from_original":
         _take_slice(hybrid, layer)
     return hybrid
-
-
-def _convnn_place(padding: tuple[int, ...], radius: tuple[int, ...], given: object) -> dict[str, tuple[int, ...]]:
-    """Return the ConvNN's padding and query margin: its queries stand where the kernel's centres do."""
-    own = padding if given is None else per_axis("convnn_padding", given, len(padding), at_least=0)
-    margin = tuple(new + reach - old for new, reach, old in zip(own, radius, padding, strict=True))
-    if min(margin) < 0:
-        least = max(old - reach for old, reach in zip(padding, radius, strict=True))
-        expected = f"at least {least} (the kernel's centres reach that far outside the map)"
-        raise invalid("convnn_padding", expected, given, "raise it")
-    return {"padding": own, "query_margin": margin}
 
 
 def _resized(

@@ -58,10 +58,10 @@ def save_onnx(program: ExportedProgram, path: Path, *, opset: int | None, notes:
     model.metadata_props.update(notes)
     model.graph.metadata_props.clear()
     for node in model.graph:
-        place = node.metadata_props.get("namespace")
+        namespace = node.metadata_props.get("namespace")
         node.metadata_props.clear()
-        if place is not None:  # which layer a node belongs to: what viewers group by
-            node.metadata_props["namespace"] = place
+        if namespace is not None:  # which layer a node belongs to: what viewers group by
+            node.metadata_props["namespace"] = namespace
     _name_batch(model)
     used = int(model.opset_imports[""])
     if opset not in (None, used):  # the exporter says so only in a note

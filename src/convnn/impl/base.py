@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from ..types import Gather, Neighbors, Problem, Search
 
 
-class Implementation:
+class Implementation(ABC):
     """One way to run the operator, or the part of it that ``why_not`` lets through.
 
     A new one is a subclass in a module of its own and a line in ``choose.IMPLEMENTATIONS``.
@@ -28,9 +29,9 @@ class Implementation:
     saves_output: ClassVar[bool] = False
     keeps_tangents: ClassVar[bool] = True
 
+    @abstractmethod
     def why_not(self, problem: Problem) -> str | None:
         """Return the reason why this implementation cannot run a problem, or None; reads shapes and options only."""
-        raise NotImplementedError
 
     def why_not_map(self, problem: Problem) -> str | None:
         """Return the reason why ``aggregate_map`` cannot run a problem that ``aggregate`` can, or None."""

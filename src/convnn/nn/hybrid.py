@@ -14,6 +14,7 @@ from ..maps import describe_map
 from ..stages import geometry
 from ..tracing import Leaf
 from ..types import Choice, Neighbors
+from . import kernels
 from .convnn import ConvNN1d, ConvNN2d, ConvNN3d
 from .kernels import Conv, kernel_radius, resolve_padding
 from .options import (
@@ -125,7 +126,7 @@ class _HybridConvNN(Leaf):
         share = branch_share(branch_ratio, out_channels)
         radius = kernel_radius(self.kernel_size, self.dilation)
         self.padding = resolve_padding(padding, radius)
-        self.convnn_padding, margin = self._convnn_place(convnn_padding, radius)
+        self.convnn_padding, margin = kernels.convnn_padding(self.padding, radius, convnn_padding)
         self.convnn_groups = self._divide_groups(share)
         shared: dict[str, Any] = {"stride": self.stride, "padding_mode": padding_mode, "device": device,
                                   "dtype": dtype}  # fmt: skip
@@ -162,16 +163,6 @@ class _HybridConvNN(Leaf):
 
     def _has_centre(self) -> bool:
         return all(size % 2 for size in self.kernel_size)
-
-    def _convnn_place(self, given: object, radius: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return the ConvNN's padding, and how far inside it the queries begin: where the kernel's centres do."""
-        padding = self.padding if given is None else per_axis("convnn_padding", given, self.dims, at_least=0)
-        margin = tuple(own + reach - pad for own, reach, pad in zip(padding, radius, self.padding, strict=True))
-        if min(margin) < 0:
-            least = simplest(tuple(max(pad - reach, 0) for pad, reach in zip(self.padding, radius, strict=True)))
-            expected = f"at least {least} (the kernel's centres reach that far outside the map)"
-            raise invalid("convnn_padding", expected, given, "raise it")
-        return padding, margin
 
     def _divide_groups(self, share: int) -> int:
         """Return how many of the groups are the ConvNN's, or refuse a ratio that cuts a group."""

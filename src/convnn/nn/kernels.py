@@ -26,6 +26,25 @@ def kernel_radius(kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[i
     return tuple(d * (size // 2) for size, d in zip(kernel, dilation, strict=True))
 
 
+def convnn_padding(
+    padding: tuple[int, ...], radius: tuple[int, ...], given: object
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return a ConvNN's padding and query margin beside a convolution, so that both have the same query grid.
+
+    ``padding`` and ``radius`` are the convolution's; ``given`` is the argument ``convnn_padding``, None for the same.
+
+    >>> convnn_padding((1, 1), (1, 1), None), convnn_padding((1, 1), (1, 1), 2)
+    (((1, 1), (1, 1)), ((2, 2), (2, 2)))
+    """
+    own = padding if given is None else per_axis("convnn_padding", given, len(padding), at_least=0)
+    margin = tuple(new + reach - old for new, reach, old in zip(own, radius, padding, strict=True))
+    if min(margin) < 0:
+        least = simplest(tuple(max(old - reach, 0) for old, reach in zip(padding, radius, strict=True)))
+        expected = f"at least {least} (the kernel's centres reach that far outside the map)"
+        raise invalid("convnn_padding", expected, given, "raise it")
+    return own, margin
+
+
 def odd_kernel(argument: str, value: object, dims: int) -> tuple[int, ...]:
     """Return one odd size per axis, or refuse them: only an odd kernel has a centre."""
     kernel = per_axis(argument, value, dims, at_least=1)
