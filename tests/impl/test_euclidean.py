@@ -74,6 +74,31 @@ def test_the_neighbours_are_those_of_the_exact_distances(name, impl):
             )
 
 
+MANY: dict[str, Callable[[], Tensor]] = {
+    "far clusters": lambda: clusters(1e6, count=12, size=100),
+    "far clusters of unequal size": lambda: torch.cat([clusters(1e7, 3, 350), clusters(1e4, 60, 3), clusters(1e2)]),
+    "clusters in clusters": lambda: torch.cat([clusters(1e2, 5, 110) + far * 1e6 for far in (-1, 2, 5)]),
+    "duplicates": lambda: torch.randn(210, 7).repeat(6, 1) + 1e3,
+    "one-hot": lambda: torch.eye(9)[torch.randint(9, (1100,))] * 0.3,
+    "many channels": lambda: torch.randn(1100, 700),
+    "random": lambda: torch.randn(1100, 5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("name", MANY)
+def test_among_so_many_tokens_that_parts_of_them_get_centres_of_their_own(name, deterministic):
+    torch.manual_seed(0)
+    x = MANY[name]()
+    options = {"similarity": "sqeuclidean", "deterministic": deterministic}
+    found = convnn.knn_search(x.unsqueeze(0), x.unsqueeze(0), K, **options)
+    exact = torch.cdist(x.double(), x.double(), compute_mode="donot_use_mm_for_euclid_dist").square()
+    assert_nearest(found.index[0], exact, torch.float32)
+    if deterministic and name != "duplicates":  # whose float64 distances are rounded apart
+        equal = found.similarity[0, :, 1:] == found.similarity[0, :, :-1]
+        assert (found.index[0].diff(dim=1)[equal] > 0).all()
+
+
 @pytest.mark.parametrize("impl", ["dense", "tiled"])
 @pytest.mark.parametrize("name", ["a laser scan", "clusters 1000 apart", "offset 1e+06"])
 @pytest.mark.parametrize(
@@ -130,13 +155,15 @@ def test_gradients_do_not_lose_digits_to_an_offset(offset, impl):
 # --------------------------------------------------------------------------------------------------------- the operator
 @pytest.mark.parametrize("stable", [False, True])
 @pytest.mark.parametrize("blended", [False, True])
-@pytest.mark.parametrize("spread", [1.0, 1e3, 1e7])
-def test_masks_and_own_keys_are_left_out(spread, blended, stable):
+@pytest.mark.parametrize(("spread", "size"), [(1.0, 12), (1e3, 12), (1e7, 12), (1e4, 180)])
+def test_masks_and_own_keys_are_left_out(spread, size, blended, stable):
     torch.manual_seed(0)
-    key = torch.stack([clusters(spread), clusters(spread)])
-    query, masked = key[:, ::5], torch.rand(2, 72) < 0.4
-    own = torch.arange(0, 72, 5).masked_fill(torch.arange(15) % 3 == 0, -1)
-    factor, query_position, key_position = torch.rand(2, 1, 1), torch.rand(15, 2), torch.rand(72, 2)
+    key = torch.stack([clusters(spread, size=size), clusters(spread, size=size)])
+    step, keys = (5, 72) if size == 12 else (1, 1080)
+    query, masked = key[:, ::step], torch.rand(2, keys) < 0.4
+    own = torch.arange(0, keys, step)
+    own = own.masked_fill(torch.arange(len(own)) % 3 == 0, -1)
+    factor, query_position, key_position = torch.rand(2, 1, 1), torch.rand(len(own), 2), torch.rand(keys, 2)
     blend = (factor, query_position, key_position) if blended else (None, None, None)
     found = nearest_euclidean(query, key, *blend, masked, own, 8, stable)
     for sample in range(2):
@@ -144,7 +171,7 @@ def test_masks_and_own_keys_are_left_out(spread, blended, stable):
         if blended:
             exact = exact * factor[sample].double() ** 2 + distances(query_position, key_position)
         exact = exact.masked_fill(masked[sample], torch.inf)
-        exact[torch.arange(15)[own >= 0], own[own >= 0]] = torch.inf
+        exact[torch.arange(len(own))[own >= 0], own[own >= 0]] = torch.inf
         assert exact.gather(1, found[sample]).isfinite().all()
         assert_nearest(found[sample], exact, torch.float32)
 

@@ -22,7 +22,7 @@ LARGE = (1, 64, 256)
 LONG = (16384, 3)
 """Tokens, heads."""
 SAMPLED: dict[str, Random | Grid] = {"random 32": Random(32), "grid 5": Grid(5)}
-SMALL = ("16x128x16", "24x197x64")
+SMALL = ("16x128x16", "24x197x64", "clusters 1e3 apart")
 """What the names of the small set end in: one shape of every question."""
 
 
@@ -98,16 +98,47 @@ def _searches() -> dict[str, Case]:
     found = {}
     for shape in (SHAPES[1], SHAPES[0]):
         for name, search in comparators.other_searches().items():
-            ours = _search_of(shape, lambda x: knn_search(x, x, K, similarity="sqeuclidean"))
+            ours = _search_of(_maps(shape), _euclidean_search)
             at = "x".join(map(str, shape))
-            found[f"search vs {name}/{at}"] = Case(ours, _search_of(shape, search), name, both=False)
+            found[f"search vs {name}/{at}"] = Case(ours, _search_of(_maps(shape), search), name, both=False)
+    # What exactness costs: data that float32 products cannot order, against a search that trusts them.
+    for name, tokens in HARD_TOKENS.items():
+        rounded = _search_of(tokens, comparators.search_around_one_centre)
+        ours = _search_of(tokens, _euclidean_search)
+        found[f"exact search/{name}"] = Case(ours, rounded, "float32 products", both=False)
     return found
 
 
-def _search_of(shape: tuple[int, int, int], search: Callable[[Tensor], object]) -> Maker:
+def _euclidean_search(tokens: Tensor) -> object:
+    return knn_search(tokens, tokens, K, similarity="sqeuclidean")
+
+
+def _maps(shape: tuple[int, int, int]) -> Callable[[], Tensor]:
+    return lambda: features(shape).flatten(2).transpose(1, 2).contiguous()
+
+
+def _clusters(distance: float) -> Tensor:
+    return (torch.randn(20, 1, 64) * distance + torch.randn(20, 150, 64)).flatten(0, 1).unsqueeze(0)
+
+
+HARD_TOKENS: dict[str, Callable[[], Tensor]] = {
+    "random tokens": lambda: torch.randn(1, 3000, 64),
+    "tokens far from zero": lambda: torch.randn(1, 3000, 64) + 1e4,
+    "coordinates in metres": lambda: (
+        torch.rand(1, 4000, 3) * torch.tensor([100, 100, 30]) + torch.tensor([5e5, 5.4e6, 200])
+    ),
+    "clusters 1e3 apart": lambda: _clusters(1e3),
+    "clusters 1e7 apart": lambda: _clusters(1e7),
+    "tokens that occur 6 times": lambda: torch.randn(1, 500, 64).repeat(1, 6, 1) + 1e3,
+    "lengths of 12 magnitudes": lambda: torch.randn(1, 3000, 64) * torch.logspace(-6, 6, 3000).unsqueeze(1),
+    "4,096 channels": lambda: torch.randn(1, 1000, 4096),
+}
+
+
+def _search_of(tokens: Callable[[], Tensor], search: Callable[[Tensor], object]) -> Maker:
     def make(_: bool) -> Step:
-        tokens = features(shape).flatten(2).transpose(1, 2).contiguous()
-        return lambda: search(tokens)
+        x = tokens()
+        return lambda: search(x)
 
     return make
 

@@ -6,10 +6,12 @@ distance does: ``|q - k|^2 / 2 = |q - c|^2 / 2 - s``. Computed with unit roundof
     g (|q - c|^2 / 2 + |k - c|^2)        g = n u / (1 - n u),  n = C + 16
 
 whatever the order of summation (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1; the 16 cover the
-roundings of q - c and k - c, of the scale of a blend, of the squares and of the last addition). Added to s, the key's
-part makes it an upper bound that is still a product plus a number per key. A query whose k + 1 best bounds are further
-apart than the error is settled. The others are ranked again by products in float64, and what those leave open by the
-differences ``q - k`` themselves, whose error does not grow with the coordinates.
+roundings of q - c and k - c, of the scale of a blend, of the squares and of the last addition). Many channels are
+summed in P parts of p, which leaves n = p + P + 16. Added to s, the key's part makes it an upper bound that is still a
+product plus a number per key. A query whose k + 1 best bounds are further apart than the error is settled. Queries far
+from c that lie together are ranked again around a centre of their own: the error of far keys is large, but so is their
+distance. What that leaves open is ranked by products in float64, and at last by the differences ``q - k`` themselves,
+whose error does not grow with the coordinates.
 """
 
 from __future__ import annotations
@@ -28,8 +30,15 @@ from .nearest import nearest_scores
 
 # Keys of which the centre is the median: a few suffice, and a far one does not move it.
 _CENTRE_KEYS = 16
+# Channels summed at a time where there are more.
+_CHANNELS = 256
+# Groups of queries that get a centre of their own: so many at most, of so many queries at least, whose squared distance
+# from it is such a part of that from the common centre, judged by so many channels.
+_MOST_GROUPS, _QUERIES_OF_A_GROUP, _MUCH_NEARER, _GROUPING_CHANNELS = 64, 32, 2.0**-6, 64
 # Up to so many queries of a sample, differences from every key cost less than ranking by products again.
 _FEW_QUERIES = 16
+# From so many queries on, a few are tried first.
+_MANY_QUERIES = 1 << 10
 # Distances held at a time where queries are compared with every key by differences.
 _TILE_ELEMENTS = 1 << 20
 
@@ -42,6 +51,12 @@ def _(query: Tensor, key: Tensor, factor: Tensor | None, *rest: Any) -> Tensor:
     integers = factor is None and all(bool((x == x.round()).all()) for x in (query, key))
     points = _Points(*(query, key, factor, *options, integers))
     centre = _centre(key)
+    if _probably_unsettled(points, centre, k, stable):
+        index = fake_search(query, k)
+        for sample in range(query.shape[0]):
+            part = points.rows(sample, torch.arange(query.shape[1], device=query.device))
+            index[sample] = _search_groups(part, centre[sample : sample + 1], k, stable)
+        return index
     ranking = points.rank(query.dtype, centre, k + 1)
     index = ranking.keys[..., :k].contiguous()
     unsettled = ~ranking.settled(k, stable=stable)
@@ -52,27 +67,75 @@ def _(query: Tensor, key: Tensor, factor: Tensor | None, *rest: Any) -> Tensor:
             different = (~part.coincide(index[sample, rows])).nonzero().flatten()
             rows, part = rows[different], part.rows(0, different)
         if rows.shape[0] > _FEW_QUERIES:
-            index[sample, rows] = _search_wide(part, centre[sample : sample + 1], k, stable)
+            index[sample, rows] = _search_groups(part, centre[sample : sample + 1], k, stable)
         elif rows.shape[0]:
             index[sample, rows] = part.best_of_all(k, stable)
     return index
+
+
+def _probably_unsettled(points: _Points, centre: Tensor, k: int, stable: bool) -> bool:
+    """Return True if products around one centre leave most of a few queries unsettled: then the others need no try."""
+    if points.query.shape[1] < _MANY_QUERIES:
+        return False
+    few = torch.arange(0, points.query.shape[1], _MANY_QUERIES // _FEW_QUERIES, device=points.query.device)
+    part = points.rows(0, few)
+    ranking = part.rank(points.query.dtype, centre[:1], k + 1)
+    settled = ranking.settled(k, stable=stable)[0]
+    if not stable:
+        settled |= part.coincide(ranking.keys[0, :, :k])
+    return bool(settled.double().mean() < 0.25)
+
+
+def _search_groups(points: _Points, centre: Tensor, k: int, stable: bool) -> Tensor:
+    """Return the indices ``(n, k)`` for queries of one sample, those that lie together around their own centre."""
+    group = _groups(points.query[0] - centre[0])
+    index = fake_search(points.query, k)[0]
+    for number in group.unique().tolist():
+        rows = (group == number).nonzero().flatten()
+        part, own, unsettled = points.rows(0, rows), centre, rows
+        if number:
+            own = _centre(part.query)
+            ranking = part.rank(part.query.dtype, own, k + 1)
+            index[rows] = ranking.keys[0, :, :k]
+            unsettled = rows[~ranking.settled(k, stable=stable)[0]]
+        if unsettled.numel():
+            index[unsettled] = _search_wide(points.rows(0, unsettled), own, k, stable)
+    return index
+
+
+def _groups(x: Tensor) -> Tensor:
+    """Divide ``(n, C)`` into groups: the number of each ``(n,)``, 0 for what is in none.
+
+    Farthest-first traversal (Gonzalez, 1985): a group forms around the point that is farthest from all others.
+    """
+    x = x[:, :: -(-x.shape[1] // _GROUPING_CHANNELS)]
+    distance = x.square().sum(1)
+    group, wanted = torch.zeros_like(distance, dtype=torch.int64), distance * _MUCH_NEARER
+    for number in range(1, min(_MOST_GROUPS, x.shape[0] // _QUERIES_OF_A_GROUP)):
+        farthest = (distance - wanted).argmax()
+        if not bool(distance[farthest] > wanted[farthest]):
+            break
+        other = (x - x[farthest]).square().sum(1)
+        group.masked_fill_(other < distance, number)
+        distance = torch.minimum(distance, other)
+    group.masked_fill_(distance > wanted, 0)
+    return group.masked_fill_(group.bincount()[group] < _QUERIES_OF_A_GROUP, 0)
 
 
 def _search_wide(points: _Points, centre: Tensor, k: int, stable: bool) -> Tensor:
     """Return the indices ``(n, k)`` for queries of one sample by products in float64, then by differences."""
     # One rounding of the given numbers: pairs that are closer may come in any order, unless ties have one.
     tolerance = 0 if stable else torch.finfo(points.query.dtype).eps
-    ranking = points.rank(torch.float64, centre, k + 1)
+    ranking = points.rank(torch.float64, centre, 2 * k + 16)
     index = ranking.keys[0, :, :k].contiguous()
     rows = (~ranking.settled(k, tolerance, stable=stable)[0]).nonzero().flatten()
     if rows.numel():
-        index[rows] = _search_differences(points.rows(0, rows), centre, k, stable)
+        index[rows] = _compare(points.rows(0, rows), ranking.rows(rows), k, stable)
     return index
 
 
-def _search_differences(points: _Points, centre: Tensor, k: int, stable: bool) -> Tensor:
-    """Return the indices ``(n, k)`` for queries of one sample by their differences from the keys near them."""
-    ranking = points.rank(torch.float64, centre, 2 * k + 16)
+def _compare(points: _Points, ranking: _Ranking, k: int, stable: bool) -> Tensor:
+    """Return the indices ``(n, k)`` for queries of one sample by their differences from the keys that are listed."""
     index, distance = points.best_of(ranking.keys.sort(dim=-1).values, k)
     if ranking.keys.shape[2] == points.key.shape[1]:
         return index
@@ -88,6 +151,12 @@ def _centre(key: Tensor) -> Tensor:
     """Return about the middle of most keys, ``(B, 1, C)``: the median of a few; 0 where that is not finite."""
     centre = key[:, :: max(key.shape[1] // _CENTRE_KEYS, 1)].median(dim=1, keepdim=True).values
     return centre.where(centre.isfinite(), 0)
+
+
+def _square_norm(x: Tensor) -> Tensor:
+    """Return the squared norms of rows, with no more roundings than the bound counts."""
+    parts = [part.square().sum(-1) for part in x.split(_CHANNELS, -1)]
+    return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
 
 
 def _unit_roundoff(dtype: torch.dtype) -> float:
@@ -126,14 +195,16 @@ class _Points(NamedTuple):
         query = self._from(centre, self.query, self.query_position, dtype)
         key = self._from(centre, self.key, self.key_position, dtype)
         roundoff = _unit_roundoff(dtype)
-        terms = (query.shape[2] + 16) * roundoff
+        parts = max(-(-query.shape[2] // _CHANNELS), 1)
+        terms = (min(query.shape[2], _CHANNELS) + (parts if parts > 1 else 0) + 16) * roundoff
         # Where a product may be wrong altogether, nothing is settled by it.
         error = terms / (1 - terms) if terms < 0.25 else torch.inf
-        length, key_length = query.square().sum(-1), key.square().sum(-1)
+        length, key_length = _square_norm(query), _square_norm(key)
         if self.integers and max(length.amax(), key_length.amax()) < 0.25 / roundoff:
             error = 0.0  # every product and every sum is an integer that needs no rounding
         bias = key_length * (min(error, 0.25) - 0.5)
-        values, keys = nearest_scores(query, key, bias, self.masked, self.skip, min(count, key.shape[1]))
+        channels = _CHANNELS if parts > 1 else None
+        values, keys = nearest_scores(query, key, bias, self.masked, self.skip, min(count, key.shape[1]), channels)
         listed = key_length.gather(1, keys.flatten(1)).view(keys.shape)
         slack = error * (length.unsqueeze(-1) + 2 * listed + torch.finfo(dtype).tiny / roundoff)
         return _Ranking(values, keys, slack, length, error)
@@ -191,6 +262,11 @@ class _Ranking(NamedTuple):
     slack: Tensor
     length: Tensor
     error: float
+
+    def rows(self, rows: Tensor) -> _Ranking:
+        """Return the ranking of some queries ``(n,)`` of the one sample."""
+        values, keys, slack, length = (x[:, rows] for x in self[:4])
+        return _Ranking(values, keys, slack, length, self.error)
 
     def settled(self, k: int, tolerance: float = 0, *, stable: bool) -> Tensor:
         """Return ``(b, n)``: whether the first k are the nearest k in their order.

@@ -37,14 +37,23 @@ def _(
 
 
 def nearest_scores(
-    query: Tensor, key: Tensor, bias: Tensor | None, masked: Tensor | None, skip: Tensor | None, k: int
+    query: Tensor,
+    key: Tensor,
+    bias: Tensor | None,
+    masked: Tensor | None,
+    skip: Tensor | None,
+    k: int,
+    channels: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the scores and the indices, both ``(B, N, k)``, of what ``nearest`` finds; for use inside operators."""
+    """Return the scores and the indices, both ``(B, N, k)``, of what ``nearest`` finds; for use inside operators.
+
+    With ``channels``, products are sums of products of so many channels, which round less than one long sum.
+    """
     values = query.new_empty(query.shape[0], query.shape[1], k)
     index = torch.empty(values.shape, dtype=torch.int64, device=query.device)
     if index.numel():
         for where, tile, width in _tiles(query, key, bias, masked, skip, stable=False):
-            values[where], index[where] = tile.best(k, width)
+            values[where], index[where] = tile._replace(channels=channels).best(k, width)
     return values, index
 
 
@@ -90,11 +99,14 @@ def _at(scores: Tensor, index: Tensor) -> Tensor:
     return scores.permute(2, 0, 1).gather(0, index.permute(2, 0, 1))
 
 
-_AXES = ("bn", "b", "b", "b", "b", "n")  # of the tensors of a tile, as ``cut`` takes them
+_AXES = ("bn", "b", "b", "b", "b", "n", "-")  # of the fields of a tile, as ``cut`` takes them
 
 
 class _Tile(NamedTuple):
-    """Queries ``(b, n, C)`` and all keys ``(b, M, C)`` of their samples; skip ``(n,)``, the rest ``(b, 1, M)``."""
+    """Queries ``(b, n, C)`` and all keys ``(b, M, C)`` of their samples; skip ``(n,)``, the rest ``(b, 1, M)``.
+
+    ``channels``: how many are summed at a time; None for all.
+    """
 
     query: Tensor
     key: Tensor
@@ -102,6 +114,7 @@ class _Tile(NamedTuple):
     infinite: Tensor | None
     masked: Tensor | None
     skip: Tensor | None
+    channels: int | None = None
 
     def best(self, k: int, width: int) -> tuple[Tensor, Tensor]:
         """Return scores and indices ``(b, n, k)`` of the best keys, scoring ``width`` keys at a time and merging."""
@@ -136,7 +149,12 @@ class _Tile(NamedTuple):
     def _scores(self, keys: slice, k: int) -> Tensor:
         key = self.key[:, keys]
         by_keys = network_width(key, self.query[..., 0].numel(), key.shape[1], k) is not None
-        scores = (_products_by_keys if by_keys else _products)(self.query, key)
+        multiply = _products_by_keys if by_keys else _products
+        channels = self.channels or max(key.shape[2], 1)
+        parts = map(multiply, self.query.split(channels, 2), key.split(channels, 2))
+        scores = next(parts)
+        for part in parts:
+            scores.add_(part)
         if self.bias is not None:
             scores.add_(self.bias[..., keys])
         return scores if self.infinite is None else scores.masked_fill_(self.infinite[..., keys], -torch.inf)
