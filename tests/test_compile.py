@@ -15,6 +15,9 @@ from torch import Tensor, nn
 import convnn
 from convnn import Blend, ConvNN2d, ConvNNAttention, Grid, HybridAttention, HybridConvNN2d, Random, Window
 
+# Counting lines would double the time that torch takes to trace; other tests run the same ones.
+pytestmark = pytest.mark.no_cover
+
 MAPS = {
     "all": lambda: ConvNN2d(4, 6, padding=1),
     "random": lambda: ConvNN2d(4, 6, padding=1, candidates=Random(12)),

@@ -10,18 +10,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import convnn
 from convnn.export import export
-from convnn.models import create_model
+from convnn.models import create_model, parse_candidates
 
-# A ResNet of four basic blocks: what takes time is tracing, a layer at a time.
-RESNET = {"num_classes": 10, "layer": "hybrid", "channels": [32, 32, 48, 64], "stem_type": ""}
+# A ResNet of four basic blocks, two of its layers swapped: what takes time is tracing, a layer at a time.
+RESNET = {"num_classes": 10, "channels": [32, 32, 48, 64], "stem_type": ""}
+SWAPPED = ("layer1.0.conv1", "layer2.0.conv2")
 VIT = {"num_classes": 10, "stem": "cifar", "embed_dim": 48, "depth": 1, "num_heads": 4}
 SMALL = {"num_classes": 10, "layer": "hybrid", "candidates": "random:24", "image_size": 16}
 MODELS: dict[str, tuple[str, dict[str, object], int]] = {
     "small, random": ("small_cnn", SMALL, 16),
-    "resnet, all": ("resnet10t", RESNET, 32),
-    "resnet, random": ("resnet10t", {**RESNET, "candidates": "random:24"}, 64),
-    "resnet, grid": ("resnet10t", {**RESNET, "candidates": "grid:4"}, 64),
+    "resnet, all": ("resnet10t", {"candidates": "all"}, 32),
+    "resnet, random": ("resnet10t", {"candidates": "random:24"}, 64),
+    "resnet, grid": ("resnet10t", {"candidates": "grid:4"}, 64),
     "vit, k-NN": ("vit_tiny", {**VIT, "layer": "knn"}, 32),
     "vit, ConvNN": ("vit_tiny", {**VIT, "layer": "convnn", "candidates": "random:20"}, 32),
     "vit, hybrid": ("vit_tiny", {**VIT, "layer": "hybrid"}, 32),
@@ -43,7 +45,11 @@ def trained(model: nn.Module, size: int) -> nn.Module:
 def make(name: str) -> nn.Module:
     torch.manual_seed(1)
     kind, options, size = MODELS[name]
-    return trained(create_model(kind, **options), size)
+    if kind != "resnet10t":
+        return trained(create_model(kind, **options), size)
+    model = create_model(kind, **RESNET)
+    swapped = {"candidates": parse_candidates(options["candidates"]), "k": 9}
+    return trained(convnn.convert(model, "hybrid", where=lambda layer, _: layer in SWAPPED, **swapped), size)
 
 
 def exact_logits(model: nn.Module, images: Tensor) -> Tensor:

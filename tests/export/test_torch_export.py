@@ -17,6 +17,9 @@ from convnn.export.program import NOTES
 
 from .conftest import MODELS, exact_logits, steady_images
 
+# Counting lines would double the time that torch takes to trace; other tests run the same ones.
+pytestmark = pytest.mark.no_cover
+
 ELSEWHERE = """
 import sys
 sys.modules.update(dict.fromkeys(("convnn", "timm", "torchvision")))  # not to be imported
