@@ -137,10 +137,10 @@ NAMES: dict[str, Misuse] = {
         lambda: aggregate(weight=None, similarity="dot", impl="sdpa"), "impl", ("not every key", "'auto'")),
     "impl of a whole call for a search": (
         lambda: search(impl="conv"), "impl", ("search and aggregation are one call",)),
-    "keyword misspelt": (lambda: aggregate(similarty="dot"), "keyword", ("'similarty'", "did you mean 'similarity'?")),
-    "keyword unknown": (lambda: aggregate(metric="dot"), "keyword", ("'candidates'", "'metric'")),
+    "keyword misspelt": (lambda: aggregate(similarty="dot"), "option", ("'similarty'", "did you mean 'similarity'?")),
+    "keyword unknown": (lambda: aggregate(metric="dot"), "option", ("'candidates'", "'metric'")),
     "keyword misspelt, by explain_choice": (
-        lambda: explain_choice(X, X, X, k=3, candidate="all"), "keyword", ("did you mean 'candidates'?",)),
+        lambda: explain_choice(X, X, X, k=3, candidate="all"), "option", ("did you mean 'candidates'?",)),
     "scale nan": (lambda: search(similarity="dot", scale=NAN), "scale", ("finite", "nan")),
     "include_self a word": (lambda: search(include_self="no"), "include_self", ("got 'no'",)),
 }  # fmt: skip

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import convnn
-from convnn.nn.options import NeighborLayer
+from convnn.nn.layer import NeighborLayer
 
 FOLDER = Path(__file__).parent / "data" / "golden"
 CASES = {

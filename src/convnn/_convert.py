@@ -16,7 +16,8 @@ from . import checks
 from ._utils.modules import put
 from .errors import ConversionWarning, ConvNNError, invalid
 from .nn.heads import HeadsAttention
-from .nn.options import NeighborLayer, check_options
+from .nn.layer import NeighborLayer
+from .options import check_names
 from .swap import attention_kind, conv_kind, is_ours, options_for, replacement, why_kept
 
 To = Literal["convnn", "hybrid"]
@@ -121,7 +122,7 @@ def convert(
         model = copy.deepcopy(model)
     named = _named_layers(model, types)
     chosen, report = _divide(named, types, pattern, where)
-    check_options(options, frozenset().union(*(options_for(layer, to) for _, layer in chosen)))
+    check_names(options, frozenset().union(*(options_for(layer, to) for _, layer in chosen)))
     earlier = getattr(model, "_convnn_report", None) or ConversionReport()
     tied = _tied_parameters(model)
     errors: list[ConvNNError] = []

@@ -12,7 +12,7 @@ from .errors import ConvNNError, invalid, shown, unknown_name
 from .maps import QueryGrid
 from .precision import autocast_is_on
 from .tracing import dense, readable
-from .types import SIMILARITIES, WEIGHTINGS, Blend, Gather, Grid, Neighbors, Random, Window
+from .types import SIMILARITIES, Blend, Gather, Grid, Neighbors, Random, Window
 
 
 def tokens(argument: str, value: object) -> None:
@@ -70,10 +70,10 @@ def flag(argument: str, value: object) -> bool:
     return value
 
 
-def chance(argument: str, value: object) -> float:
-    """Return a chance in [0, 1), or refuse it."""
+def probability(argument: str, value: object) -> float:
+    """Return a probability in [0, 1), or refuse it."""
     if not 0 <= number(argument, value) < 1:
-        raise invalid(argument, "a chance in [0, 1)", value, "use 0 for none")
+        raise invalid(argument, "a probability in [0, 1)", value, "use 0 for none")
     return number(argument, value)
 
 
@@ -219,11 +219,7 @@ def too_few(k: int, available: int, *, what: str, fix: str) -> ConvNNError:
 
 
 def gather(problem: Gather, neighbors_k: int) -> None:
-    """Refuse a weight, bias or weighting that does not fit the values and the k neighbours."""
-    name("weighting", problem.weighting, WEIGHTINGS)
-    temperature_of_softmax(problem.temperature, problem.weighting)
-    whole("groups", problem.groups)
-    chance("dropout_p", problem.dropout_p)
+    """Refuse a weight or a bias that does not fit the values and the k neighbours."""
     channels, weight = problem.value.shape[2], problem.weight
     if weight is None:
         if problem.groups != 1:

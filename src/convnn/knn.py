@@ -9,36 +9,37 @@ Kang and Sales Rocha Neto, "Attention Via Convolutional Nearest Neighbors", arXi
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple, Unpack
 
 from torch import Tensor, nn
 
 from . import checks
-from .errors import invalid, unknown_name
+from .errors import invalid
 from .impl import choose
-from .maps import QueryGrid
-from .resolve import SEARCH_OPTIONS, resolve
+from .maps import MapGeometry
+from .options import (
+    ChoiceKeywords,
+    GatherKeywords,
+    GatherOptions,
+    OperatorKeywords,
+    SearchKeywords,
+    SearchOptions,
+    gather_options,
+    operator_options,
+    search_options,
+    takes,
+)
+from .resolve import resolve
 from .tracing import one_node
-from .types import Candidates, Choice, Gather, Neighbors, Problem, Search, Similarity, Weighting
+from .types import Choice, Gather, Neighbors, Problem, Search
 
 check_impl = choose.check
 
 
+@takes(SearchOptions)
 @one_node
 def knn_search(
-    query: Tensor,
-    key: Tensor,
-    k: int | None,
-    *,
-    similarity: Similarity = "cosine",
-    candidates: Candidates = "all",
-    include_self: bool | None = None,
-    grid: tuple[int, ...] | None = None,
-    query_index: Tensor | QueryGrid | Literal["same"] | None = None,
-    key_padding_mask: Tensor | None = None,
-    deterministic: bool = False,
-    scale: float | None = None,
-    impl: str = "auto",
+    query: Tensor, key: Tensor, k: int | None, *, impl: str = "auto", **options: Unpack[SearchKeywords]
 ) -> Neighbors:
     """Find the k most similar keys of every query, exactly.
 
@@ -51,10 +52,11 @@ def knn_search(
         query: ``(B, N, C)``.
         key: ``(B, M, C)``.
         k: neighbours, 1 to M, or None for every candidate (of ``"all"`` and of shifted windows).
-        similarity: ``"cosine"``, ``"dot"``, ``"sqeuclidean"``, ``"euclidean"``, ``"spatial"`` or ``Blend(lam)``; larger
-            is nearer, distances are negated.
-        candidates: ``"all"``, ``Random(r)``, ``Grid(g)``, ``Window(size)``, or positions ``(r,)`` among the keys. Under
-            ``Random``, ``Grid`` and positions, slot 0 is the query's own token wherever the queries are keys.
+        impl: ``"auto"``, or the implementation to run.
+        similarity: ``"cosine"`` (default), ``"dot"``, ``"sqeuclidean"``, ``"euclidean"``, ``"spatial"`` or
+            ``Blend(lam)``; larger is nearer, distances are negated.
+        candidates: ``"all"`` (default), ``Random(r)``, ``Grid(g)``, ``Window(size)``, or positions ``(r,)`` among the
+            keys. Under ``Random``, ``Grid`` and positions, slot 0 is the query's own token wherever queries are keys.
         include_self: slot 0 is the query's own token, the other k - 1 slots are chosen among the others. Left out: what
             the candidates imply; False is refused where they imply it.
         grid: sizes of the map of which the keys are the tokens in raster order; ``(M,)`` if left out.
@@ -65,7 +67,6 @@ def knn_search(
         deterministic: take equal similarities lowest index first (also under
             ``torch.use_deterministic_algorithms``).
         scale: the factor of ``"dot"``; ``1/sqrt(C)`` if left out.
-        impl: ``"auto"``, or the implementation to run.
 
     Returns:
         ``Neighbors(similarity (B, N, k), index (B, N, k))``, in slot order: by descending similarity, or in raster
@@ -82,15 +83,10 @@ def knn_search(
                  [1, 0],
                  [2, 1]]])
     """
-    choose.check(impl)
-    problem = resolve(query, key, k, similarity=similarity, candidates=candidates, include_self=include_self,
-                      grid=grid, query_index=query_index, key_padding_mask=key_padding_mask,
-                      deterministic=deterministic, scale=scale)  # fmt: skip
-    if problem.every and key_padding_mask is not None:
-        raise invalid("k", "a number where keys are masked", None, "give the number of neighbours to return")
-    return _own_index(choose.run_search(impl, problem))
+    return search_among(query, key, k, search_options(options), impl=impl)
 
 
+@takes(GatherOptions)
 @one_node
 def knn_gather(
     value: Tensor,
@@ -98,11 +94,8 @@ def knn_gather(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     *,
-    weighting: Weighting = "ones",
-    temperature: float = 1.0,
-    groups: int = 1,
-    dropout_p: float = 0.0,
     impl: str = "auto",
+    **options: Unpack[GatherKeywords],
 ) -> Tensor:
     """Aggregate the values of given neighbours: ``Y = bias + sum_m W_m (rho_m * value[index_m])``.
 
@@ -111,11 +104,11 @@ def knn_gather(
         neighbors: of ``knn_search``; similarity and index ``(B, N, k)``, the index into the M values.
         weight: ``(C_out, C_in/groups, k)``, as of an ``nn.Conv1d`` with kernel k; None for unit weights (a sum).
         bias: ``(C_out,)``.
-        weighting: ``"ones"`` (convolution), ``"identity"`` (the similarities), ``"softmax"`` (attention).
-        temperature: the similarities' divisor under ``"softmax"``.
-        groups: as in ``nn.Conv1d``; C_in for a depthwise aggregation.
-        dropout_p: the chance that a neighbour's weight is zeroed, as in attention.
         impl: ``"auto"``, or the implementation to run.
+        weighting: ``"ones"`` (convolution; default), ``"identity"`` (the similarities), ``"softmax"`` (attention).
+        temperature: the similarities' divisor under ``"softmax"``; 1 if left out.
+        groups: as in ``nn.Conv1d``; C_in for a depthwise aggregation.
+        dropout_p: the probability that a neighbour's weight is zeroed, as in attention; 0 if left out.
 
     Returns:
         ``(B, N, C_out)`` in the values' dtype.
@@ -133,11 +126,12 @@ def knn_gather(
     choose.check(impl)
     checks.tokens("value", value)
     checks.neighbors(neighbors, value)
-    problem = Gather(value, weight, bias, weighting, temperature, groups, dropout_p)
+    problem = gather_options(options).of(value, weight, bias)
     checks.gather(problem, neighbors.index.shape[2])
     return choose.run_gather(impl, problem, neighbors)
 
 
+@takes(GatherOptions, SearchOptions)
 @one_node
 def knn_aggregate(
     query: Tensor,
@@ -147,12 +141,8 @@ def knn_aggregate(
     bias: Tensor | None = None,
     *,
     k: int | None,
-    weighting: Weighting = "ones",
-    temperature: float = 1.0,
-    groups: int = 1,
-    dropout_p: float = 0.0,
     impl: str = "auto",
-    **search: Any,
+    **options: Unpack[OperatorKeywords],
 ) -> Tensor:
     """Search and gather in one call: the whole operator.
 
@@ -163,12 +153,9 @@ def knn_aggregate(
         weight: ``(C_out, C_in/groups, k)``, or None for unit weights.
         bias: ``(C_out,)``.
         k: neighbours, or None for every candidate that is not masked.
-        weighting: as in ``knn_gather``, and so are ``temperature``, ``groups``, ``dropout_p``.
-        temperature: see ``knn_gather``.
-        groups: see ``knn_gather``.
-        dropout_p: see ``knn_gather``.
         impl: ``"auto"``, or the implementation to run; see ``explain_choice``.
-        **search: the keywords of ``knn_search``: ``similarity``, ``candidates``, ``include_self``, ``grid``, ...
+        **options: the keywords of ``knn_search`` (``similarity``, ``candidates``, ``include_self``, ``grid``, ...) and
+            of ``knn_gather`` (``weighting``, ``temperature``, ``groups``, ``dropout_p``).
 
     Returns:
         ``(B, N, C_out)``.
@@ -187,20 +174,21 @@ def knn_aggregate(
         >>> knn_aggregate(q, k, v, k=4, similarity="dot", weighting="softmax").shape
         torch.Size([1, 16, 8])
     """
-    gather = Gather(value, weight, bias, weighting, temperature, groups, dropout_p)
-    return aggregate(Call(query, key, gather, k, impl, search))
+    search, gather = operator_options(options)
+    return aggregate(Call(query, key, gather.of(value, weight, bias), k, impl, search))
 
 
 class Call(NamedTuple):
-    """A call of ``knn_aggregate``: what is compared, what is aggregated, and the keywords of the search.
+    """A call of ``knn_aggregate``: what is compared, what is aggregated, and the options of the search.
 
     Attributes:
-        query: ``(B, N, C)``; where the search has a ``geometry``, it may be ``key`` itself.
+        query: ``(B, N, C)``; with a ``geometry`` it may be ``key`` itself.
         key: ``(B, M, C)``.
         gather: values and slot weights.
         k: neighbours, or None for every candidate.
         impl: ``"auto"``, or the implementation to run.
-        search: keywords of ``knn_search``, and ``geometry``.
+        search: options of the search.
+        geometry: the map of which the tokens are given without its padding, or None.
     """
 
     query: Tensor
@@ -208,7 +196,8 @@ class Call(NamedTuple):
     gather: Gather
     k: int | None
     impl: str
-    search: dict[str, Any]
+    search: SearchOptions
+    geometry: MapGeometry | None = None
 
 
 def gather_found(value: Tensor, found: Neighbors, weight: Tensor | None, *, groups: int, impl: str) -> Tensor:
@@ -229,8 +218,24 @@ def aggregate(call: Call, *, own: bool = True) -> Tensor:
 
 def search(call: Call) -> Neighbors:
     """Find the neighbours that ``aggregate`` would aggregate."""
-    choose.check(call.impl)
-    return _own_index(choose.run_search(call.impl, resolve(call.query, call.key, call.k, **call.search)))
+    return search_among(call.query, call.key, call.k, call.search, call.geometry, impl=call.impl)
+
+
+def search_among(
+    query: Tensor,
+    key: Tensor,
+    k: int | None,
+    options: SearchOptions,
+    geometry: MapGeometry | None = None,
+    *,
+    impl: str,
+) -> Neighbors:
+    """Find the k nearest keys by options that are made already; see ``Call``."""
+    choose.check(impl)
+    problem = resolve(query, key, k, options, geometry)
+    if problem.every and problem.key_padding_mask is not None:
+        raise invalid("k", "a number where keys are masked", None, "give the number of neighbours to return")
+    return _own_index(choose.run_search(impl, problem))
 
 
 def explain(call: Call) -> Choice:
@@ -238,13 +243,16 @@ def explain(call: Call) -> Choice:
     return choose.choose(call.impl, Problem(*_resolved(call)))[1]
 
 
+@takes(GatherOptions, SearchOptions)
 def explain_choice(
     query: Tensor | nn.Module,
     key: Tensor,
     value: Tensor | None = None,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
-    **options: Any,
+    *,
+    impl: str = "auto",
+    **options: Unpack[ChoiceKeywords],
 ) -> Choice:
     """Return which implementation ``knn_aggregate`` would run for these arguments, and why; runs nothing.
 
@@ -261,17 +269,16 @@ def explain_choice(
     """
     if isinstance(query, nn.Module):
         asked = getattr(query, "explain_choice", None)
-        if asked is None or value is not None or options:
+        if asked is None or value is not None or options or impl != "auto":
             expected = "a layer of convnn and its input, or the arguments of knn_aggregate"
             raise invalid("layer", expected, type(query).__name__, "pass such a layer")
         choice: Choice = asked(key)
         return choice
     if value is None or "k" not in options:
         raise invalid("k" if value is not None else "value", "what knn_aggregate takes", "nothing", "give it")
-    defaults = {"weighting": "ones", "temperature": 1.0, "groups": 1, "dropout_p": 0.0}
-    gather = Gather(value, weight, bias, **{name: options.pop(name, default) for name, default in defaults.items()})
-    impl, k = options.pop("impl", "auto"), options.pop("k")
-    return explain(Call(query, key, gather, k, impl, options))
+    k = options.pop("k")
+    search, gather = operator_options(options)
+    return explain(Call(query, key, gather.of(value, weight, bias), k, impl, search))
 
 
 def _own_index(found: Neighbors) -> Neighbors:
@@ -281,10 +288,7 @@ def _own_index(found: Neighbors) -> Neighbors:
 
 def _resolved(call: Call) -> tuple[Search, Gather]:
     choose.check(call.impl)
-    unknown = call.search.keys() - SEARCH_OPTIONS
-    if unknown:
-        raise unknown_name("keyword", min(unknown), sorted(SEARCH_OPTIONS - {"geometry"}))
-    gather, problem = call.gather, resolve(call.query, call.key, call.k, **call.search)
+    gather, problem = call.gather, resolve(call.query, call.key, call.k, call.search, call.geometry)
     checks.tokens("value", gather.value)
     checks.alike(("key", call.key), ("value", gather.value), {0: "samples", 1: "tokens"})
     checks.gather(gather, problem.k)

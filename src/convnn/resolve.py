@@ -11,39 +11,14 @@ from torch import Tensor
 from . import checks
 from .errors import invalid
 from .maps import MapGeometry, QueryGrid
+from .options import SearchOptions
 from .types import Candidates, Grid, Random, Search, Similarity, Window
-
-SEARCH_OPTIONS = frozenset(
-    {
-        "similarity",
-        "candidates",
-        "include_self",
-        "grid",
-        "query_index",
-        "key_padding_mask",
-        "deterministic",
-        "scale",
-        "geometry",
-    }
-)
 
 
 def resolve(
-    query: Tensor,
-    key: Tensor,
-    k: int | None,
-    *,
-    similarity: Similarity = "cosine",
-    candidates: Candidates = "all",
-    include_self: bool | None = None,
-    grid: tuple[int, ...] | None = None,
-    query_index: Tensor | QueryGrid | Literal["same"] | None = None,
-    key_padding_mask: Tensor | None = None,
-    deterministic: bool = False,
-    scale: float | None = None,
-    geometry: MapGeometry | None = None,
+    query: Tensor, key: Tensor, k: int | None, options: SearchOptions, geometry: MapGeometry | None = None
 ) -> Search:
-    """Check every argument of ``knn_search``, fill in what was left out, and draw the random candidates.
+    """Check the options against the tokens, fill in what was left out, and draw the random candidates.
 
     With a ``geometry`` the tokens are those of a map without its padding; ``query`` may be ``key`` itself, for the
     tokens at the positions of the queries.
@@ -51,8 +26,8 @@ def resolve(
     checks.tokens("query", query)
     checks.tokens("key", key)
     checks.alike(("query", query), ("key", key), {0: "samples", 2: "channels"})
-    checks.similarity(similarity)
-    keys_grid = checks.grid(grid, key.shape[1]) if geometry is None else geometry.grid
+    similarity, query_index, key_padding_mask = options.similarity, options.query_index, options.key_padding_mask
+    keys_grid = checks.grid(options.grid, key.shape[1]) if geometry is None else geometry.grid
     if geometry is not None:
         query_index = geometry.queries
     elif (isinstance(query_index, str) and query_index == "same") or (query_index is None and query is key):
@@ -60,16 +35,14 @@ def resolve(
         query_index = QueryGrid((0,) * len(keys_grid), keys_grid, (1,) * len(keys_grid))
     elif query_index is not None:
         checks.query_index(query_index, query.shape[1], keys_grid, device=key.device)
-    checks.candidates(candidates)
-    drawn = _draw(candidates, keys_grid, key.device)
+    drawn = _draw(options.candidates, keys_grid, key.device)
     if key_padding_mask is not None:
         checks.key_padding_mask(key_padding_mask, key)
         checks.some_key_left(key_padding_mask)
-    factor = checks.scale_of_dot(scale, similarity)
     if query_index is None:
-        _check_positions_unneeded(similarity, drawn, bool(include_self))
+        _check_positions_unneeded(similarity, drawn, bool(options.include_self))
     sampled = isinstance(drawn, Grid | Tensor) and query_index is not None
-    own_slot = sampled if include_self is None else checks.flag("include_self", include_self)
+    own_slot = sampled if options.include_self is None else options.include_self
     if sampled and not own_slot:
         expected = "True or None (the query's own token is always slot 0 where candidates are listed)"
         raise invalid("include_self", expected, False, "leave it out, or use other candidates")
@@ -78,10 +51,10 @@ def resolve(
     _check_enough(count, drawn, keys_grid, queries, sampled=sampled)
     return Search(
         query=query, key=key, k=count, every=k is None and isinstance(drawn, str), similarity=similarity,
-        scale=query.shape[2] ** -0.5 if factor is None else factor,
+        scale=query.shape[2] ** -0.5 if options.scale is None else float(options.scale),
         candidates=drawn, include_self=own_slot, grid=keys_grid,
         query_index=query_index, key_padding_mask=key_padding_mask, need_similarity=True,
-        deterministic=checks.flag("deterministic", deterministic) or torch.are_deterministic_algorithms_enabled(),
+        deterministic=options.deterministic or torch.are_deterministic_algorithms_enabled(),
         geometry=geometry,
     )  # fmt: skip
 

@@ -22,9 +22,11 @@ from .nn import (
 )
 from .nn.attachments import refuse_attachments
 from .nn.from_attention import is_timm_attention
-from .nn.heads import HEADS_OPTIONS, HeadsAttention, has_reset
+from .nn.heads import HeadsAttention, has_reset
 from .nn.kernels import Conv, conv_geometry, convnn_padding, kernel_radius
-from .nn.options import keywords_of, per_axis
+from .nn.layer import per_axis
+from .nn.options import ConvNNOptions, HeadsOptions
+from .options import names_of
 from .types import Window
 
 _CONVNN = {nn.Conv1d: ConvNN1d, nn.Conv2d: ConvNN2d, nn.Conv3d: ConvNN3d}
@@ -33,10 +35,10 @@ _OURS = (*_CONVNN.values(), *_HYBRID.values(), HeadsAttention, HybridAttention)
 
 
 # The options of each replacement, less what the replaced layer decides.
-_CONV = (keywords_of(ConvNN2d) | {"k", "bias", "convnn_bias", "convnn_padding"}) - {"query_margin"}
-_CONV_HYBRID = keywords_of(HybridConvNN2d) | _CONV | {"kernel_size"}
-_ATTENTION = HEADS_OPTIONS | {"k"}
-_ATTENTION_HYBRID = HEADS_OPTIONS | {"k", "branch_ratio", "partner", "num_heads", "kernel_size"}
+_CONV = (names_of(ConvNNOptions) | {"bias", "convnn_bias", "convnn_padding"}) - {"query_margin"}
+_CONV_HYBRID = _CONV | {"branch_ratio", "kernel_size"}
+_ATTENTION = names_of(HeadsOptions)
+_ATTENTION_HYBRID = _ATTENTION | {"branch_ratio", "partner", "num_heads", "kernel_size"}
 
 OPTIONS = _CONV | _CONV_HYBRID | _ATTENTION | _ATTENTION_HYBRID
 """Every option that some replacement takes."""

@@ -337,12 +337,12 @@ def test_count_flops_takes_a_convention():
 
 
 def test_a_layer_of_an_unknown_kind_has_no_published_form():
-    from convnn.nn.options import NeighborLayer
+    from convnn.nn.layer import NeighborLayer
+    from convnn.nn.options import LayerOptions
 
     class Other(NeighborLayer):
         def __init__(self):
-            super().__init__(3, similarity="dot", candidates="all", include_self=False, weighting="ones",
-                             aggregation="sum", temperature=1.0, scale=None, impl="auto")  # fmt: skip
+            super().__init__(LayerOptions(3, similarity="dot", aggregation="sum"))
 
         def forward(self, x):
             return x

@@ -19,8 +19,8 @@ from ..errors import invalid
 from ..maps import describe_map
 from ..nn.convnn import ConvNN1d, ConvNN2d, ConvNN3d
 from ..nn.heads import HeadsAttention
+from ..nn.layer import NeighborLayer
 from ..nn.multihead import ConvNNMultiheadAttention
-from ..nn.options import NeighborLayer
 from ..types import Blend, Grid, Random, Similarity, Window
 
 

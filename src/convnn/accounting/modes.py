@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .._utils.modules import in_mode
-from ..nn.options import NeighborLayer
+from ..nn.layer import NeighborLayer
 from ..types import Random
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from ..nn.hybrid import HybridConvNN1d, HybridConvNN2d, HybridConvNN3d
-from ..nn.options import NeighborLayer
+from ..nn.layer import NeighborLayer
 
 # What a ConvNN layer projects by itself: part of its published formula, as its search and its aggregation are.
 _PROJECTIONS = ("qkv", "query_projection", "key_projection", "value_projection", "pointwise")

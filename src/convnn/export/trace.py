@@ -13,7 +13,7 @@ from torch.export import Dim, ExportedProgram
 
 from .._utils.quiet import quiet_exporters
 from ..errors import ConvNNError, invalid
-from ..nn.options import NeighborLayer
+from ..nn.layer import NeighborLayer
 from ..ops.registry import NAMESPACE, PLAIN_FORMS
 from ..types import Random
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .. import __version__
 from .._utils.files import make_folder, staged
 from ..errors import invalid, missing_extra, unknown_name
-from ..nn.options import NeighborLayer
+from ..nn.layer import NeighborLayer
 from ..types import Random
 from .config import config_of
 from .create import create_model

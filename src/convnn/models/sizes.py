@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from .._utils.modules import evaluating
 from ..errors import ConvNNError, invalid
-from ..nn.options import NeighborLayer
+from ..nn.layer import NeighborLayer
 
 _WIDEST_PADDING = 3
 """Of the convolutions that are replaced: that of a 7x7 kernel."""

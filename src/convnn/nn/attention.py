@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Self, cast
+from typing import Any, Self, Unpack, cast
 
 import torch
 from torch import Tensor, nn
 
 from .. import checks
+from ..options import build, check_names, names_of, takes
 from ..types import Choice, Neighbors
 from .from_attention import from_multihead, from_timm
-from .heads import HEADS_OPTIONS, HeadsAttention, check_heads, refuse_attn_mask, reset_children
-from .options import check_input, check_options, check_trains, options_repr
+from .heads import HeadsAttention, check_heads, refuse_attn_mask, reset_children
+from .layer import check_input
+from .options import HeadsKeywords, HeadsOptions, options_repr
 
 
 class ConvNNAttention(HeadsAttention):
@@ -56,6 +58,7 @@ class ConvNNAttention(HeadsAttention):
 
     gate: nn.Module | None
 
+    @takes(HeadsOptions)
     def __init__(
         self,
         dim: int,
@@ -72,31 +75,28 @@ class ConvNNAttention(HeadsAttention):
         norm_layer: type[nn.Module] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        *,
-        k: int | None = 9,
-        **options: Any,
+        **options: Unpack[HeadsKeywords],
     ) -> None:
-        check_options(options, HEADS_OPTIONS)
         head_dim = (
             check_heads(dim, num_heads) if attn_head_dim is None else checks.whole("attn_head_dim", attn_head_dim)
         )
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        super().__init__(checks.whole("num_heads", num_heads), head_dim, k, **factory, **options)
+        super().__init__(checks.whole("num_heads", num_heads), head_dim, build(HeadsOptions, options), **factory)
         self.dim, self.attn_dim = checks.whole("dim", dim), num_heads * head_dim
         norm: Any = nn.LayerNorm if norm_layer is None else norm_layer
         if checks.flag("qk_norm", qk_norm):
-            check_trains("qk_norm", self)
+            self.options.check_trains("qk_norm")
         self.qkv = nn.Linear(dim, 3 * self.attn_dim, bias=checks.flag("qkv_bias", qkv_bias), **factory)
         self.q_norm: nn.Module = norm(head_dim, **factory) if qk_norm else nn.Identity()
         self.k_norm: nn.Module = norm(head_dim, **factory) if qk_norm else nn.Identity()
-        self.attn_drop = nn.Dropout(checks.chance("attn_drop", attn_drop))
+        self.attn_drop = nn.Dropout(checks.probability("attn_drop", attn_drop))
         scaled = checks.flag("scale_norm", scale_norm)
         self.norm: nn.Module = norm(self.attn_dim, **factory) if scaled else nn.Identity()
         gate = checks.flag("gated", gated)
         self.gate = nn.Linear(dim, self.attn_dim, bias=qkv_bias, **factory) if gate else None
         dim_out = dim if dim_out is None else checks.whole("dim_out", dim_out)
         self.proj = nn.Linear(self.attn_dim, dim_out, bias=checks.flag("proj_bias", proj_bias), **factory)
-        self.proj_drop = nn.Dropout(checks.chance("proj_drop", proj_drop))
+        self.proj_drop = nn.Dropout(checks.probability("proj_drop", proj_drop))
 
     def reset_parameters(self) -> None:
         """Initialise every parameter again, as the constructor does."""
@@ -122,7 +122,7 @@ class ConvNNAttention(HeadsAttention):
             >>> torch.allclose(same(x), attention(x, x, x)[0], atol=1e-6)
             True
         """
-        check_options(options, HEADS_OPTIONS)
+        check_names(options, names_of(HeadsOptions))
         options = {"aggregation": "sum", **options}
         if isinstance(attention, nn.MultiheadAttention):
             return cast(Self, from_multihead(cls, attention, k, options=options))
@@ -187,4 +187,4 @@ class ConvNNAttention(HeadsAttention):
             "include_self": (self.include_self, None),
         }
         call = f"{self.dim}, num_heads={self.num_heads}, k={self.k}" + options_repr(own)
-        return call + self._neighbor_repr("dot", "softmax", "depthwise")
+        return call + self._neighbor_repr(HeadsOptions())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -12,20 +12,21 @@ from .. import checks
 from ..errors import invalid
 from ..knn import Call, aggregate, explain, search
 from ..maps import describe_map
+from ..options import build, takes
 from ..stages import geometry
-from ..types import Candidates, Choice, Gather, Neighbors, Similarity, Weighting
+from ..types import Choice, Neighbors
 from . import kernels
-from .options import (
+from .layer import (
     PADDING_MODES,
     NeighborLayer,
     check_dtype,
     check_input,
-    check_trains,
     init_like_conv,
-    options_repr,
+    option,
     per_axis,
     simplest,
 )
+from .options import ConvNNKeywords, ConvNNOptions, options_repr
 
 
 class _ConvNN(NeighborLayer):
@@ -79,6 +80,10 @@ class _ConvNN(NeighborLayer):
     dims: ClassVar[int]
     conv_type: ClassVar[type[kernels.Conv]]
     transposed: ClassVar[bool] = False
+    projection: bool = option("projection", fixed=True)
+    value_coordinates: bool = option("value_coordinates", fixed=True)
+    unshuffle: int = option("unshuffle", fixed=True)
+    shuffle: int = option("shuffle", fixed=True)
     slot_groups: int
     weight: nn.Parameter | None
     bias: nn.Parameter | None
@@ -87,11 +92,12 @@ class _ConvNN(NeighborLayer):
     value_projection: nn.Linear | None
     pointwise: nn.Linear | None
 
+    @takes(ConvNNOptions)
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        k: int | None = 9,
+        k: int | None = ConvNNOptions.k,
         stride: int | tuple[int, ...] = 1,
         padding: int | tuple[int, ...] | str = 0,
         dilation: int | tuple[int, ...] = 1,
@@ -100,25 +106,9 @@ class _ConvNN(NeighborLayer):
         padding_mode: str = "zeros",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        *,
-        similarity: Similarity = "cosine",
-        candidates: Candidates = "all",
-        include_self: bool | None = None,
-        weighting: Weighting = "ones",
-        aggregation: str = "standard",
-        projection: bool = False,
-        value_coordinates: bool = False,
-        unshuffle: int = 1,
-        shuffle: int = 1,
-        query_margin: int | tuple[int, ...] | None = None,
-        temperature: float = 1.0,
-        scale: float | None = None,
-        impl: str = "auto",
+        **options: Unpack[ConvNNKeywords],
     ) -> None:
-        if include_self is None:
-            include_self = True if not isinstance(similarity, str) or similarity != "spatial" else None
-        super().__init__(k, similarity=similarity, candidates=candidates, include_self=include_self, scale=scale,
-                         weighting=weighting, aggregation=aggregation, temperature=temperature, impl=impl)  # fmt: skip
+        super().__init__(build(ConvNNOptions, {"k": k, **options}))
         checks.name("padding_mode", padding_mode, PADDING_MODES)
         check_dtype("dtype", dtype)
         self.in_channels = checks.whole("in_channels", in_channels)
@@ -127,16 +117,11 @@ class _ConvNN(NeighborLayer):
         self.stride = per_axis("stride", stride, self.dims, at_least=1)
         self.padding = kernels.token_padding(padding, self)
         self.dilation, self.output_padding = kernels.undilated(dilation, self.dims), (0,) * self.dims
-        margin = self.padding if query_margin is None else query_margin
+        margin = options.get("query_margin")
+        margin = self.padding if margin is None else margin
         self.query_margin = per_axis("query_margin", margin, self.dims, at_least=0)
         self.padding_mode = padding_mode
-        self.unshuffle = checks.whole("unshuffle", unshuffle)
-        self.shuffle = checks.whole("shuffle", shuffle)
-        self.projection = checks.flag("projection", projection)
-        if projection:
-            check_trains("projection", self)
-        self.value_coordinates = checks.flag("value_coordinates", value_coordinates)
-        self.has_bias = checks.flag("bias", bias) and aggregation != "sum"
+        self.has_bias = checks.flag("bias", bias) and self.aggregation != "sum"
         kernels.make_parameters(self, {"device": device, "dtype": dtype})
         self.reset_parameters()
 
@@ -182,12 +167,13 @@ class _ConvNN(NeighborLayer):
         if neighbors is None:
             y = aggregate(call)
         else:
-            described = call.search["geometry"]
+            described = call.geometry or describe_map(x.shape[2:], self.padding, self.query_margin, stride=self.stride)
             padded = geometry.gradient_alike(geometry.view_map(call.gather.value, described.sizes))
             padded = geometry.pad_map(padded, described.padding, described.padding_mode)
-            slots = {"weight": self.weight, "bias": self.bias, "groups": call.gather.groups}
             shape = described.queries.shape
-            found = self._gather(geometry.to_tokens(padded), neighbors, math.prod(shape), **slots)
+            options = self.options.gather(call.gather.groups)
+            tokens = geometry.to_tokens(padded)
+            found = self._gather(tokens, neighbors, math.prod(shape), self.weight, self.bias, options)
             y = geometry.view_map(found, shape)
         if self.pointwise is not None:
             y = geometry.view_map(self.pointwise(geometry.to_tokens(y)), y.shape[2:])
@@ -213,8 +199,8 @@ class _ConvNN(NeighborLayer):
             value = geometry.with_coordinates(value, described.grid)
         groups = 1 if self.weight is None else self.slot_groups
         source = x if value is tokens else None
-        gather = Gather(value, self.weight, self.bias, self.weighting, self.temperature, groups, 0.0, source)
-        return Call(query, key, gather, self.k, self.impl, {**self._search_options(), "geometry": described})
+        gather = self.options.gather(groups).of(value, self.weight, self.bias, source=source)
+        return Call(query, key, gather, self.k, self.impl, self._search_options(), described)
 
     def explain_choice(self, x: Tensor) -> Choice:
         """Return which implementation ``forward`` would run for a map ``(B, C_in, *grid)``, and why; runs nothing."""
@@ -266,7 +252,7 @@ class _ConvNN(NeighborLayer):
             "padding_mode": (self.padding_mode, "zeros"),
             "query_margin": (simplest(self.query_margin), simplest(self.padding)),
         })  # fmt: skip
-        return parts + self._neighbor_repr()
+        return parts + self._neighbor_repr(ConvNNOptions())
 
 
 class ConvNN1d(_ConvNN):  # noqa: D101  # the docstring is the base's

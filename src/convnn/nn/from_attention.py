@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import invalid
 from .attachments import refuse_attachments
-from .options import check_dtype
+from .layer import check_dtype
 
 
 def is_timm_attention(module: nn.Module) -> bool:

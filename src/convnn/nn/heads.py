@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from .. import checks
 from ..errors import invalid, shown
-from ..knn import Call, aggregate, explain, gather_found, knn_search
-from ..types import Candidates, Choice, Gather, Neighbors, Similarity, Weighting
-from .options import NeighborLayer, check_dtype, init_like_conv, keywords_of
+from ..knn import Call, aggregate, explain, gather_found, search_among
+from ..options import GatherOptions, SearchOptions
+from ..types import Choice, Neighbors
+from .layer import NeighborLayer, check_dtype, init_like_conv
+from .options import HeadsOptions
 
 
 class HeadsAttention(NeighborLayer):
@@ -27,30 +27,20 @@ class HeadsAttention(NeighborLayer):
         self,
         num_heads: int,
         head_dim: int,
-        k: int | None,
+        options: HeadsOptions,
         *,
-        similarity: Similarity = "dot",
-        candidates: Candidates = "all",
-        include_self: bool | None = None,
-        weighting: Weighting = "softmax",
-        aggregation: str = "depthwise",
-        temperature: float = 1.0,
-        scale: float | None = None,
-        impl: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(k, similarity=similarity, candidates=candidates, include_self=include_self,
-                         weighting=weighting, aggregation=aggregation, temperature=temperature, scale=scale,
-                         impl=impl)  # fmt: skip
+        super().__init__(options)
         check_dtype("dtype", dtype)
         self.num_heads, self.head_dim = num_heads, head_dim
         self.weight = None
         self.pointwise: nn.Linear | None = None
-        if aggregation != "sum":
-            width = head_dim if aggregation == "standard" else 1
+        if self.aggregation != "sum":
+            width = head_dim if self.aggregation == "standard" else 1
             self.weight = nn.Parameter(torch.empty(head_dim, width, self.k or 1, device=device, dtype=dtype))
-        if aggregation == "depthwise_separable":
+        if self.aggregation == "depthwise_separable":
             self.pointwise = nn.Linear(head_dim, head_dim, bias=False, device=device, dtype=dtype)
         self.reset_slots()
 
@@ -79,44 +69,44 @@ class HeadsAttention(NeighborLayer):
         ``weighted``, by a search of this layer's, the similarities are the weights. ``same``: query i is key i.
         """
         batch, heads, queries, _ = query.shape
-        options: dict[str, Any] = {
-            "weight": self.weight,
-            "groups": 1 if self.weight is None else value.shape[-1] // self.weight.shape[1],
-            "dropout_p": dropout_p if self.training else 0.0,
-        }
+        options = self._gather_options(value, dropout_p if self.training else 0.0)
         if neighbors is None:
             out = aggregate(self._call(query, key, value, mask, options, same=same), own=False)
         elif weighted:
             found = Neighbors(*(part.flatten(0, 1) for part in neighbors))
-            groups, impl = options["groups"], self._search_impl()
-            out = gather_found(value.flatten(0, 1), found, self.weight, groups=groups, impl=impl)
+            impl = self._search_impl()
+            out = gather_found(value.flatten(0, 1), found, self.weight, groups=options.groups, impl=impl)
         else:
-            out = self._gather(value.flatten(0, 1), _flatten_heads(neighbors, batch, heads), queries, **options)
+            given = _flatten_heads(neighbors, batch, heads)
+            out = self._gather(value.flatten(0, 1), given, queries, self.weight, None, options)
         if self.pointwise is not None:
             out = self.pointwise(out)
         return out.reshape(batch, heads, queries, out.shape[-1])
 
     def explain(self, query: Tensor, key: Tensor, value: Tensor) -> Choice:
         """Return what ``attend`` would run for heads ``(B, H, N, d)`` without a mask, and why."""
+        return explain(self._call(query, key, value, None, self._gather_options(value, 0.0), same=True))
+
+    def _gather_options(self, value: Tensor, dropout_p: float) -> GatherOptions:
         groups = 1 if self.weight is None else value.shape[-1] // self.weight.shape[1]
-        options = {"weight": self.weight, "groups": groups, "dropout_p": 0.0}
-        return explain(self._call(query, key, value, None, options, same=True))
+        return self.options.gather(groups, dropout_p)
 
     def _call(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any], *, same: bool
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: GatherOptions, *, same: bool
     ) -> Call:
-        gather = Gather(value.flatten(0, 1), options["weight"], None, self.weighting, self.temperature,
-                        options["groups"], options["dropout_p"])  # fmt: skip
-        search = {**self._search_options(), "key_padding_mask": self._per_head(mask, key),
-                  "query_index": "same" if same else None}  # fmt: skip
+        gather = options.of(value.flatten(0, 1), self.weight, None)
+        search = self._search_of(mask, key, same=same)
         return Call(query.flatten(0, 1), key.flatten(0, 1), gather, self.k, self.impl, search)
+
+    def _search_of(self, mask: Tensor | None, key: Tensor, *, same: bool) -> SearchOptions:
+        query_index = "same" if same else None
+        return self._search_options(key_padding_mask=self._per_head(mask, key), query_index=query_index)
 
     def search(self, query: Tensor, key: Tensor, mask: Tensor | None = None, *, same: bool) -> Neighbors:
         """Find each head's neighbours: ``(B, H, N, d)`` and ``(B, H, M, d)`` to ``Neighbors`` of ``(B, H, N, k)``."""
         batch, heads = query.shape[:2]
-        found = knn_search(query.flatten(0, 1), key.flatten(0, 1), self.k, impl=self._search_impl(),
-                           key_padding_mask=self._per_head(mask, key), query_index="same" if same else None,
-                           **self._search_options())  # fmt: skip
+        options = self._search_of(mask, key, same=same)
+        found = search_among(query.flatten(0, 1), key.flatten(0, 1), self.k, options, impl=self._search_impl())
         return Neighbors(*(part.unflatten(0, (batch, heads)) for part in found))
 
     def _per_head(self, mask: Tensor | None, key: Tensor) -> Tensor | None:
@@ -143,10 +133,6 @@ def _flatten_heads(neighbors: Neighbors, batch: int, heads: int) -> Neighbors:
         expected, shape = f"the shape of the index, {tuple(index.shape)}", tuple(similarity.shape)
         raise invalid("neighbors.similarity", expected, f"shape {shape}", "match them")
     return Neighbors(*(part.flatten(0, 1) for part in neighbors))
-
-
-# What the layers take as keywords besides their own.
-HEADS_OPTIONS = keywords_of(HeadsAttention) - {"device", "dtype"}
 
 
 def check_heads(dim: int, num_heads: int, argument: str = "dim") -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -11,22 +11,15 @@ from torch import Tensor, nn
 from .. import checks
 from ..errors import invalid
 from ..maps import describe_map
+from ..options import check_names, names_of, takes
 from ..stages import geometry
 from ..tracing import Leaf
 from ..types import Choice, Neighbors
 from . import kernels
 from .convnn import ConvNN1d, ConvNN2d, ConvNN3d
 from .kernels import Conv, kernel_radius, resolve_padding
-from .options import (
-    PADDING_MODES,
-    check_input,
-    check_options,
-    given_repr,
-    keywords_of,
-    options_repr,
-    per_axis,
-    simplest,
-)
+from .layer import PADDING_MODES, check_input, per_axis, simplest
+from .options import ConvNNOptions, HybridKeywords, given_repr, options_repr
 
 
 def branch_share(branch_ratio: float, channels: int) -> int:
@@ -91,6 +84,7 @@ class _HybridConvNN(Leaf):
     conv: Conv | None
     convnn: ConvNN1d | ConvNN2d | ConvNN3d | None
 
+    @takes(ConvNNOptions, without=("query_margin",))
     def __init__(
         self,
         in_channels: int,
@@ -105,14 +99,14 @@ class _HybridConvNN(Leaf):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        k: int | None = 9,
         branch_ratio: float = 0.5,
         convnn_bias: bool | None = None,
         convnn_padding: int | tuple[int, ...] | None = None,
-        **options: Any,
+        **options: Unpack[HybridKeywords],
     ) -> None:
         super().__init__()
-        check_options(options, CONVNN_OPTIONS)
+        check_names(options, CONVNN_OPTIONS)
+        checked = ConvNNOptions(**options)  # also where no branch has them
         self.in_channels = checks.whole("in_channels", in_channels)
         self.out_channels = checks.whole("out_channels", out_channels)
         self.groups = checks.whole("groups", groups)
@@ -120,7 +114,7 @@ class _HybridConvNN(Leaf):
         self.dilation = per_axis("dilation", dilation, self.dims, at_least=1)
         self.output_padding = (0,) * self.dims
         self.kernel_size = self._kernel(kernel_size, padding)
-        self.branch_ratio, self.k = branch_ratio, k
+        self.branch_ratio, self.k = branch_ratio, checked.k
         self.bias, self.convnn_bias, self.padding_mode = checks.flag("bias", bias), convnn_bias, padding_mode
         checks.name("padding_mode", padding_mode, PADDING_MODES)
         share = branch_share(branch_ratio, out_channels)
@@ -133,17 +127,15 @@ class _HybridConvNN(Leaf):
         self.convnn_channels = in_channels if groups == 1 else in_channels // groups * self.convnn_groups
         conv_channels = in_channels if groups == 1 else in_channels - self.convnn_channels
         self.conv = None
-        patches = options.get("unshuffle", 1) != 1 or options.get("shuffle", 1) != 1
-        self._check_patches(options, patches)
-        # A branch of no channels is made on the meta device and dropped: its options are checked all the same.
-        unused = {} if share else {"device": "meta"}
-        convnn = self.convnn_type(
-            self.convnn_channels or in_channels, share or out_channels, k=k,
-            groups=self.convnn_groups if share and groups > 1 else 1,
-            bias=bias if convnn_bias is None else convnn_bias, padding=self.convnn_padding,
-            query_margin=None if patches else margin, **{**shared, **unused}, **options,
-        )  # fmt: skip
-        self.convnn, self._options = convnn if share else None, given_repr(options)
+        patches = checked.unshuffle != 1 or checked.shuffle != 1
+        self._check_patches(checked, patches)
+        self.convnn, self._options = None, given_repr({name: v for name, v in options.items() if name != "k"})
+        if share:
+            self.convnn = self.convnn_type(
+                self.convnn_channels, share, groups=self.convnn_groups if groups > 1 else 1,
+                bias=bias if convnn_bias is None else convnn_bias, padding=self.convnn_padding,
+                query_margin=None if patches else margin, **shared, **options,
+            )  # fmt: skip
         if share < out_channels:
             convolution: Any = self.conv_type
             self.conv = convolution(
@@ -178,11 +170,11 @@ class _HybridConvNN(Leaf):
                           f"{size}/{self.out_channels}")  # fmt: skip
         return share // size
 
-    def _check_patches(self, options: dict[str, Any], patches: bool) -> None:
+    def _check_patches(self, options: ConvNNOptions, patches: bool) -> None:
         same_size = set(self.stride) == {1} and self.padding == kernel_radius(self.kernel_size, self.dilation)
-        if patches and not (same_size and options.get("unshuffle", 1) == options.get("shuffle", 1)):
+        if patches and not (same_size and options.unshuffle == options.shuffle):
             expected = "equal to shuffle, with stride 1 and padding 'same' (the branches must agree in size)"
-            raise invalid("unshuffle", expected, options.get("unshuffle", 1), "set unshuffle = shuffle")
+            raise invalid("unshuffle", expected, options.unshuffle, "set unshuffle = shuffle")
 
     def forward(self, input: Tensor, neighbors: Neighbors | None = None) -> Tensor:  # noqa: A002  # nn.Conv*d's name
         """Map ``(B, C_in, *grid)`` (or without B) to ``(B, C_out, *grid')``.
@@ -249,7 +241,7 @@ class _HybridConvNN(Leaf):
 
 
 # What a hybrid takes besides its own: the ConvNN's options, less what the kernel decides.
-CONVNN_OPTIONS = keywords_of(ConvNN2d) - {"query_margin"}
+CONVNN_OPTIONS = names_of(ConvNNOptions) - {"query_margin"}
 
 
 class HybridConvNN1d(_HybridConvNN):  # noqa: D101  # the docstring is the base's

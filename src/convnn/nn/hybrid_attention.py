@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from .. import checks
 from ..errors import invalid
+from ..options import build, takes
 from ..tracing import Leaf
 from ..types import Choice, Neighbors
 from .attention import ConvNNAttention
-from .heads import HEADS_OPTIONS, refuse_attn_mask
+from .heads import refuse_attn_mask
 from .hybrid import branch_share
-from .options import check_input, check_options, given_repr, options_repr
+from .layer import check_input
+from .options import HeadsKeywords, HeadsOptions, given_repr, options_repr
 
 PARTNERS = ("attention", "conv")
 
@@ -62,6 +64,7 @@ class HybridAttention(Leaf):
         torch.Size([2, 50, 32])
     """
 
+    @takes(HeadsOptions)
     def __init__(
         self,
         dim: int,
@@ -79,14 +82,13 @@ class HybridAttention(Leaf):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        k: int | None = 9,
         branch_ratio: float = 0.5,
         partner: str = "attention",
         kernel_size: int = 3,
-        **options: Any,
+        **options: Unpack[HeadsKeywords],
     ) -> None:
         super().__init__()
-        check_options(options, HEADS_OPTIONS)
+        checked = build(HeadsOptions, options)  # also where no branch has them
         checks.name("partner", partner, PARTNERS)
         self.dim, self.branch_ratio, self.partner = checks.whole("dim", dim), branch_ratio, partner
         self.share = branch_share(branch_ratio, dim)
@@ -100,15 +102,15 @@ class HybridAttention(Leaf):
         if kernel_size % 2 == 0:
             raise invalid("kernel_size", "an odd size", kernel_size, "add or take 1")
         self._check_split(num_heads, attn_head_dim)
-        self.num_heads, self.k = num_heads, k
+        self.num_heads, self.k = num_heads, checked.k
         defaults = inspect.signature(ConvNNAttention).parameters
         self._branches = {name: (value, defaults[name].default) for name, value in own.items()}
         self.convnn = None
         if self.share:
-            self.convnn = ConvNNAttention(self.share, num_heads, k=k, **attention, **options)
-        else:  # its options are checked all the same
-            ConvNNAttention(num_heads, num_heads, k=k, **{**attention, "device": "meta"}, **options)
-        self._options = given_repr(options)
+            self.convnn = ConvNNAttention(self.share, num_heads, **attention, **options)
+        elif checks.flag("qk_norm", qk_norm):
+            checked.check_trains("qk_norm")
+        self._options = given_repr({name: value for name, value in options.items() if name != "k"})
         self.attention: ConvNNAttention | None = None
         self.conv: nn.Conv1d | None = None
         if rest and partner == "attention":

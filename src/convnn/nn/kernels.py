@@ -12,7 +12,7 @@ from ..errors import invalid
 from ..stages.geometry import whole_window
 from ..types import Window
 from .attachments import refuse_attachments
-from .options import aggregation_groups, check_dtype, per_axis, simplest
+from .layer import aggregation_groups, check_dtype, per_axis, simplest
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from .. import checks
 from ..errors import invalid, shown
+from ..options import build, check_names, names_of, takes
 from ..precision import search_dtype
 from ..tracing import readable
 from ..types import Blend, Neighbors, Window
 from .from_attention import check_multihead, copy_parameters
-from .heads import HEADS_OPTIONS, HeadsAttention, check_heads, refuse_attn_mask, reset_children
-from .options import check_input, check_options, options_repr
+from .heads import HeadsAttention, check_heads, refuse_attn_mask, reset_children
+from .layer import check_input
+from .options import HeadsKeywords, HeadsOptions, options_repr
 
 
 class ConvNNMultiheadAttention(HeadsAttention):
@@ -52,6 +54,7 @@ class ConvNNMultiheadAttention(HeadsAttention):
     _qkv_same_embed_dim = False
     in_proj_bias: nn.Parameter | None
 
+    @takes(HeadsOptions)
     def __init__(
         self,
         embed_dim: int,
@@ -65,11 +68,8 @@ class ConvNNMultiheadAttention(HeadsAttention):
         batch_first: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        *,
-        k: int | None = 9,
-        **options: Any,
+        **options: Unpack[HeadsKeywords],
     ) -> None:
-        check_options(options, HEADS_OPTIONS)
         for name, value in (("add_bias_kv", add_bias_kv), ("add_zero_attn", add_zero_attn)):
             if checks.flag(name, value):
                 raise invalid(name, "False (only tokens are neighbours)", True, "append such a key to key and value")
@@ -78,10 +78,11 @@ class ConvNNMultiheadAttention(HeadsAttention):
                 fix = "project keys and values to that width first, e.g. by an nn.Linear"
                 raise invalid(name, f"None, or embed_dim = {embed_dim}", width, fix)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        super().__init__(num_heads, check_heads(embed_dim, num_heads, "embed_dim"), k, **factory, **options)
+        head_dim = check_heads(embed_dim, num_heads, "embed_dim")
+        super().__init__(num_heads, head_dim, build(HeadsOptions, options), **factory)
         self.embed_dim, self.batch_first = embed_dim, checks.flag("batch_first", batch_first)
         self.kdim, self.vdim, self.bias_k, self.bias_v, self.add_zero_attn = embed_dim, embed_dim, None, None, False
-        bias, self.dropout = checks.flag("bias", bias), checks.chance("dropout", dropout)
+        bias, self.dropout = checks.flag("bias", bias), checks.probability("dropout", dropout)
         self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dim, embed_dim, **factory))
         self.register_parameter("in_proj_bias", nn.Parameter(torch.empty(3 * embed_dim, **factory)) if bias else None)
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias=bias, **factory)
@@ -102,7 +103,7 @@ class ConvNNMultiheadAttention(HeadsAttention):
     @classmethod
     def from_attention(cls, attention: nn.MultiheadAttention, k: int | None = None, **options: Any) -> Self:
         """Make the layer with the weights of an ``nn.MultiheadAttention``; the same function with the defaults."""
-        check_options(options, HEADS_OPTIONS)
+        check_names(options, names_of(HeadsOptions))
         check_multihead(attention)
         bias = attention.in_proj_bias is not None or attention.out_proj.bias is not None
         layer = cls(
@@ -241,7 +242,7 @@ class ConvNNMultiheadAttention(HeadsAttention):
             "include_self": (self.include_self, None),
         }
         call = f"{self.embed_dim}, num_heads={self.num_heads}, k={self.k}" + options_repr(own)
-        return call + self._neighbor_repr("dot", "softmax", "depthwise")
+        return call + self._neighbor_repr(HeadsOptions())
 
 
 def boolean_mask(mask: Tensor | None) -> Tensor | None:
