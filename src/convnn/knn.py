@@ -24,9 +24,8 @@ from .options import (
     OperatorKeywords,
     SearchKeywords,
     SearchOptions,
-    gather_options,
+    build,
     operator_options,
-    search_options,
     takes,
 )
 from .resolve import resolve
@@ -83,7 +82,7 @@ def knn_search(
                  [1, 0],
                  [2, 1]]])
     """
-    return search_among(query, key, k, search_options(options), impl=impl)
+    return search_with(build(SearchOptions, options), query, key, k, impl=impl)
 
 
 @takes(GatherOptions)
@@ -123,12 +122,7 @@ def knn_gather(
         >>> knn_gather(value, nearest).flatten()
         tensor([ 11.,  11., 110.])
     """
-    choose.check(impl)
-    checks.tokens("value", value)
-    checks.neighbors(neighbors, value)
-    problem = gather_options(options).of(value, weight, bias)
-    checks.gather(problem, neighbors.index.shape[2])
-    return choose.run_gather(impl, problem, neighbors)
+    return gather_with(build(GatherOptions, options), value, neighbors, weight, bias, impl=impl)
 
 
 @takes(GatherOptions, SearchOptions)
@@ -216,21 +210,28 @@ def aggregate(call: Call, *, own: bool = True) -> Tensor:
     return choose.run_aggregate(call.impl, *_resolved(call), own=own)
 
 
-def search(call: Call) -> Neighbors:
-    """Find the neighbours that ``aggregate`` would aggregate."""
-    return search_among(call.query, call.key, call.k, call.search, call.geometry, impl=call.impl)
-
-
-def search_among(
-    query: Tensor,
-    key: Tensor,
-    k: int | None,
-    options: SearchOptions,
-    geometry: MapGeometry | None = None,
+def gather_with(
+    options: GatherOptions,
+    value: Tensor,
+    neighbors: Neighbors,
+    weight: Tensor | None,
+    bias: Tensor | None,
     *,
     impl: str,
+) -> Tensor:
+    """Aggregate as ``knn_gather`` does, with options that are made already."""
+    choose.check(impl)
+    checks.tokens("value", value)
+    checks.neighbors(neighbors, value)
+    problem = options.of(value, weight, bias)
+    checks.gather(problem, neighbors.index.shape[2])
+    return choose.run_gather(impl, problem, neighbors)
+
+
+def search_with(
+    options: SearchOptions, query: Tensor, key: Tensor, k: int | None, geometry: MapGeometry | None = None, *, impl: str
 ) -> Neighbors:
-    """Find the k nearest keys by options that are made already; see ``Call``."""
+    """Search as ``knn_search`` does, with options that are made already; query, key and geometry as in ``Call``."""
     choose.check(impl)
     problem = resolve(query, key, k, options, geometry)
     if problem.every and problem.key_padding_mask is not None:

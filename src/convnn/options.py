@@ -108,17 +108,14 @@ class ChoiceKeywords(OperatorKeywords, total=False):
     k: int | None
 
 
-def names_of(*kinds: type) -> frozenset[str]:
+def names_of(*kinds: Any) -> frozenset[str]:
     """Return the names of all fields of options.
 
     >>> sorted(names_of(GatherOptions))
     ['dropout_p', 'groups', 'temperature', 'weighting']
     """
-    return frozenset(field.name for kind in kinds for field in dataclasses.fields(kind))
-
-
-# Read once: a compiled graph cannot ask a dataclass for its fields.
-_SEARCH, _GATHER = names_of(SearchOptions), names_of(GatherOptions)
+    # Not dataclasses.fields, which a compiled graph cannot call.
+    return frozenset(name for kind in kinds for name in kind.__dataclass_fields__)
 
 
 def check_names(given: Iterable[str], allowed: Iterable[str]) -> None:
@@ -135,27 +132,17 @@ def build(kind: Callable[..., T], given: Mapping[str, Any]) -> T:
     >>> build(GatherOptions, {"groups": 2}).groups
     2
     """
-    check_names(given, names_of(kind))  # type: ignore[arg-type]  # a dataclass, as a factory of its own type
+    check_names(given, names_of(kind))
     return kind(**given)
-
-
-def search_options(given: Mapping[str, Any]) -> SearchOptions:
-    """Make the options of a search from keywords, or refuse a keyword that is none."""
-    check_names(given, _SEARCH)
-    return SearchOptions(**given)
-
-
-def gather_options(given: Mapping[str, Any]) -> GatherOptions:
-    """Make the options of an aggregation from keywords, or refuse a keyword that is none."""
-    check_names(given, _GATHER)
-    return GatherOptions(**given)
 
 
 def operator_options(given: Mapping[str, Any]) -> tuple[SearchOptions, GatherOptions]:
     """Divide the keywords of the whole operator between its two halves."""
-    check_names(given, _SEARCH | _GATHER)
-    search = {name: value for name, value in given.items() if name in _SEARCH}
-    return SearchOptions(**search), GatherOptions(**{name: v for name, v in given.items() if name in _GATHER})
+    check_names(given, names_of(SearchOptions, GatherOptions))
+    searching = names_of(SearchOptions)
+    search = {name: value for name, value in given.items() if name in searching}
+    gather = {name: value for name, value in given.items() if name not in searching}
+    return SearchOptions(**search), GatherOptions(**gather)
 
 
 def takes(*kinds: type, without: Iterable[str] = ()) -> Callable[[F], F]:

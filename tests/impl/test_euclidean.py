@@ -189,8 +189,8 @@ def test_products_in_reduced_precision_are_not_trusted(monkeypatch):
     monkeypatch.setattr(euclidean, "_float32_is_reduced", lambda: True)
     rough = euclidean.nearest_scores
     # As TF32 and bfloat16 do: the products of float32 numbers are wrong from the third digit on.
-    monkeypatch.setattr(euclidean, "nearest_scores", lambda q, k, *rest: rough(*(
-        t.bfloat16().float() if t.dtype == torch.float32 else t for t in (q, k)), *rest))  # fmt: skip
+    monkeypatch.setattr(euclidean, "nearest_scores", lambda q, k, *rest, **channels: rough(*(
+        t.bfloat16().float() if t.dtype == torch.float32 else t for t in (q, k)), *rest, **channels))  # fmt: skip
     found = nearest_euclidean(x[None], x[None], None, None, None, None, None, K, False)[0]
     assert_nearest(found, distances(x, x), torch.float32)
 

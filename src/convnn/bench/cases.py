@@ -98,14 +98,13 @@ def _searches() -> dict[str, Case]:
     found = {}
     for shape in (SHAPES[1], SHAPES[0]):
         for name, search in comparators.other_searches().items():
-            ours = _search_of(_maps(shape), _euclidean_search)
+            ours = _search_of(_tokens_of_map(shape), _euclidean_search)
             at = "x".join(map(str, shape))
-            found[f"search vs {name}/{at}"] = Case(ours, _search_of(_maps(shape), search), name, both=False)
-    # What exactness costs: data that float32 products cannot order, against a search that trusts them.
-    for name, tokens in HARD_TOKENS.items():
-        rounded = _search_of(tokens, comparators.search_around_one_centre)
+            found[f"search vs {name}/{at}"] = Case(ours, _search_of(_tokens_of_map(shape), search), name, both=False)
+    for name, tokens in EUCLIDEAN_TOKENS.items():
+        theirs = _search_of(tokens, comparators.search_around_one_centre)
         ours = _search_of(tokens, _euclidean_search)
-        found[f"exact search/{name}"] = Case(ours, rounded, "float32 products", both=False)
+        found[f"exact search/{name}"] = Case(ours, theirs, "float32 products", both=False)
     return found
 
 
@@ -113,7 +112,7 @@ def _euclidean_search(tokens: Tensor) -> object:
     return knn_search(tokens, tokens, K, similarity="sqeuclidean")
 
 
-def _maps(shape: tuple[int, int, int]) -> Callable[[], Tensor]:
+def _tokens_of_map(shape: tuple[int, int, int]) -> Callable[[], Tensor]:
     return lambda: features(shape).flatten(2).transpose(1, 2).contiguous()
 
 
@@ -121,7 +120,7 @@ def _clusters(distance: float) -> Tensor:
     return (torch.randn(20, 1, 64) * distance + torch.randn(20, 150, 64)).flatten(0, 1).unsqueeze(0)
 
 
-HARD_TOKENS: dict[str, Callable[[], Tensor]] = {
+EUCLIDEAN_TOKENS: dict[str, Callable[[], Tensor]] = {
     "random tokens": lambda: torch.randn(1, 3000, 64),
     "tokens far from zero": lambda: torch.randn(1, 3000, 64) + 1e4,
     "coordinates in metres": lambda: (
@@ -133,6 +132,7 @@ HARD_TOKENS: dict[str, Callable[[], Tensor]] = {
     "lengths of 12 magnitudes": lambda: torch.randn(1, 3000, 64) * torch.logspace(-6, 6, 3000).unsqueeze(1),
     "4,096 channels": lambda: torch.randn(1, 1000, 4096),
 }
+"""Tokens ``(1, N, C)``, most of which float32 products cannot order: what exactness costs."""
 
 
 def _search_of(tokens: Callable[[], Tensor], search: Callable[[Tensor], object]) -> Maker:

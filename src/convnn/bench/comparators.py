@@ -135,7 +135,7 @@ def _distances_and_topk(tokens: Tensor) -> object:
 
 
 def search_around_one_centre(tokens: Tensor) -> Tensor:
-    """Search by products alone: as fast as rounding is ignored, and exact for data that lie around one point."""
+    """Search by float32 products alone, which is exact only for tokens that lie around one point."""
     around = tokens - tokens.mean(1, keepdim=True)
     return nearest(around, around, -0.5 * around.square().sum(-1), None, None, K, False)
 

@@ -16,6 +16,16 @@ from .layer import check_input
 from .options import HeadsKeywords, HeadsOptions, options_repr
 
 
+def check_arguments(*, attn_head_dim: object, attn_drop: object, proj_drop: object, **flags: object) -> None:
+    """Refuse arguments of timm's ``Attention`` that are no width, no probability or, of all others, no flag."""
+    if attn_head_dim is not None:
+        checks.whole("attn_head_dim", attn_head_dim)
+    checks.probability("attn_drop", attn_drop)
+    checks.probability("proj_drop", proj_drop)
+    for name, value in flags.items():
+        checks.flag(name, value)
+
+
 class ConvNNAttention(HeadsAttention):
     """Self-attention to the k most similar tokens, with learned slot weights; drop-in for timm's ``Attention``.
 
@@ -77,26 +87,26 @@ class ConvNNAttention(HeadsAttention):
         dtype: torch.dtype | None = None,
         **options: Unpack[HeadsKeywords],
     ) -> None:
-        head_dim = (
-            check_heads(dim, num_heads) if attn_head_dim is None else checks.whole("attn_head_dim", attn_head_dim)
-        )
+        check_arguments(
+            attn_head_dim=attn_head_dim, qkv_bias=qkv_bias, qk_norm=qk_norm, scale_norm=scale_norm,
+            proj_bias=proj_bias, gated=gated, attn_drop=attn_drop, proj_drop=proj_drop,
+        )  # fmt: skip
+        head_dim = check_heads(dim, num_heads) if attn_head_dim is None else attn_head_dim
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__(checks.whole("num_heads", num_heads), head_dim, build(HeadsOptions, options), **factory)
         self.dim, self.attn_dim = checks.whole("dim", dim), num_heads * head_dim
         norm: Any = nn.LayerNorm if norm_layer is None else norm_layer
-        if checks.flag("qk_norm", qk_norm):
+        if qk_norm:
             self.options.check_trains("qk_norm")
-        self.qkv = nn.Linear(dim, 3 * self.attn_dim, bias=checks.flag("qkv_bias", qkv_bias), **factory)
+        self.qkv = nn.Linear(dim, 3 * self.attn_dim, bias=qkv_bias, **factory)
         self.q_norm: nn.Module = norm(head_dim, **factory) if qk_norm else nn.Identity()
         self.k_norm: nn.Module = norm(head_dim, **factory) if qk_norm else nn.Identity()
-        self.attn_drop = nn.Dropout(checks.probability("attn_drop", attn_drop))
-        scaled = checks.flag("scale_norm", scale_norm)
-        self.norm: nn.Module = norm(self.attn_dim, **factory) if scaled else nn.Identity()
-        gate = checks.flag("gated", gated)
-        self.gate = nn.Linear(dim, self.attn_dim, bias=qkv_bias, **factory) if gate else None
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.norm: nn.Module = norm(self.attn_dim, **factory) if scale_norm else nn.Identity()
+        self.gate = nn.Linear(dim, self.attn_dim, bias=qkv_bias, **factory) if gated else None
         dim_out = dim if dim_out is None else checks.whole("dim_out", dim_out)
-        self.proj = nn.Linear(self.attn_dim, dim_out, bias=checks.flag("proj_bias", proj_bias), **factory)
-        self.proj_drop = nn.Dropout(checks.probability("proj_drop", proj_drop))
+        self.proj = nn.Linear(self.attn_dim, dim_out, bias=proj_bias, **factory)
+        self.proj_drop = nn.Dropout(proj_drop)
 
     def reset_parameters(self) -> None:
         """Initialise every parameter again, as the constructor does."""

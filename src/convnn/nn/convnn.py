@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Self, Unpack
+from typing import Any, ClassVar, Self, Unpack, cast
 
 import torch
 from torch import Tensor, nn
 
 from .. import checks
 from ..errors import invalid
-from ..knn import Call, aggregate, explain, search
-from ..maps import describe_map
+from ..knn import Call, aggregate, explain, search_with
+from ..maps import MapGeometry, describe_map
 from ..options import build, takes
 from ..stages import geometry
 from ..types import Choice, Neighbors
@@ -80,6 +80,7 @@ class _ConvNN(NeighborLayer):
     dims: ClassVar[int]
     conv_type: ClassVar[type[kernels.Conv]]
     transposed: ClassVar[bool] = False
+    options: ConvNNOptions
     projection: bool = option("projection", fixed=True)
     value_coordinates: bool = option("value_coordinates", fixed=True)
     unshuffle: int = option("unshuffle", fixed=True)
@@ -117,8 +118,7 @@ class _ConvNN(NeighborLayer):
         self.stride = per_axis("stride", stride, self.dims, at_least=1)
         self.padding = kernels.token_padding(padding, self)
         self.dilation, self.output_padding = kernels.undilated(dilation, self.dims), (0,) * self.dims
-        margin = options.get("query_margin")
-        margin = self.padding if margin is None else margin
+        margin = self.padding if self.options.query_margin is None else self.options.query_margin
         self.query_margin = per_axis("query_margin", margin, self.dims, at_least=0)
         self.padding_mode = padding_mode
         self.has_bias = checks.flag("bias", bias) and self.aggregation != "sum"
@@ -167,13 +167,12 @@ class _ConvNN(NeighborLayer):
         if neighbors is None:
             y = aggregate(call)
         else:
-            described = call.geometry or describe_map(x.shape[2:], self.padding, self.query_margin, stride=self.stride)
+            described = cast(MapGeometry, call.geometry)  # of a map, there is one
             padded = geometry.gradient_alike(geometry.view_map(call.gather.value, described.sizes))
             padded = geometry.pad_map(padded, described.padding, described.padding_mode)
             shape = described.queries.shape
             options = self.options.gather(call.gather.groups)
-            tokens = geometry.to_tokens(padded)
-            found = self._gather(tokens, neighbors, math.prod(shape), self.weight, self.bias, options)
+            found = self._gather(options, geometry.to_tokens(padded), neighbors, math.prod(shape), self.bias)
             y = geometry.view_map(found, shape)
         if self.pointwise is not None:
             y = geometry.view_map(self.pointwise(geometry.to_tokens(y)), y.shape[2:])
@@ -218,7 +217,7 @@ class _ConvNN(NeighborLayer):
             torch.Size([1, 25, 3])
         """
         call = self._call(x.unsqueeze(0) if self._check_input(x) else x)
-        return search(call._replace(impl=self._search_impl()))
+        return search_with(call.search, call.query, call.key, call.k, call.geometry, impl=self._search_impl())
 
     def _check_input(self, x: Tensor) -> bool:
         """Refuse what the layer cannot take; return whether the batch axis is missing."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..errors import invalid, shown
-from ..knn import Call, aggregate, explain, gather_found, search_among
+from ..knn import Call, aggregate, explain, gather_found, search_with
 from ..options import GatherOptions, SearchOptions
 from ..types import Choice, Neighbors
 from .layer import NeighborLayer, check_dtype, init_like_conv
@@ -78,7 +78,7 @@ class HeadsAttention(NeighborLayer):
             out = gather_found(value.flatten(0, 1), found, self.weight, groups=options.groups, impl=impl)
         else:
             given = _flatten_heads(neighbors, batch, heads)
-            out = self._gather(value.flatten(0, 1), given, queries, self.weight, None, options)
+            out = self._gather(options, value.flatten(0, 1), given, queries)
         if self.pointwise is not None:
             out = self.pointwise(out)
         return out.reshape(batch, heads, queries, out.shape[-1])
@@ -106,7 +106,7 @@ class HeadsAttention(NeighborLayer):
         """Find each head's neighbours: ``(B, H, N, d)`` and ``(B, H, M, d)`` to ``Neighbors`` of ``(B, H, N, k)``."""
         batch, heads = query.shape[:2]
         options = self._search_of(mask, key, same=same)
-        found = search_among(query.flatten(0, 1), key.flatten(0, 1), self.k, options, impl=self._search_impl())
+        found = search_with(options, query.flatten(0, 1), key.flatten(0, 1), self.k, impl=self._search_impl())
         return Neighbors(*(part.unflatten(0, (batch, heads)) for part in found))
 
     def _per_head(self, mask: Tensor | None, key: Tensor) -> Tensor | None:

@@ -18,7 +18,7 @@ from ..types import Choice, Neighbors
 from . import kernels
 from .convnn import ConvNN1d, ConvNN2d, ConvNN3d
 from .kernels import Conv, kernel_radius, resolve_padding
-from .layer import PADDING_MODES, check_input, per_axis, simplest
+from .layer import PADDING_MODES, check_dtype, check_input, per_axis, simplest
 from .options import ConvNNOptions, HybridKeywords, given_repr, options_repr
 
 
@@ -106,7 +106,7 @@ class _HybridConvNN(Leaf):
     ) -> None:
         super().__init__()
         check_names(options, CONVNN_OPTIONS)
-        checked = ConvNNOptions(**options)  # also where no branch has them
+        checked = ConvNNOptions(**options)  # also where no branch takes them
         self.in_channels = checks.whole("in_channels", in_channels)
         self.out_channels = checks.whole("out_channels", out_channels)
         self.groups = checks.whole("groups", groups)
@@ -116,6 +116,8 @@ class _HybridConvNN(Leaf):
         self.kernel_size = self._kernel(kernel_size, padding)
         self.branch_ratio, self.k = branch_ratio, checked.k
         self.bias, self.convnn_bias, self.padding_mode = checks.flag("bias", bias), convnn_bias, padding_mode
+        branch_bias = self.bias if convnn_bias is None else checks.flag("convnn_bias", convnn_bias)
+        check_dtype("dtype", dtype)
         checks.name("padding_mode", padding_mode, PADDING_MODES)
         share = branch_share(branch_ratio, out_channels)
         radius = kernel_radius(self.kernel_size, self.dilation)
@@ -126,14 +128,13 @@ class _HybridConvNN(Leaf):
                                   "dtype": dtype}  # fmt: skip
         self.convnn_channels = in_channels if groups == 1 else in_channels // groups * self.convnn_groups
         conv_channels = in_channels if groups == 1 else in_channels - self.convnn_channels
-        self.conv = None
-        patches = checked.unshuffle != 1 or checked.shuffle != 1
-        self._check_patches(checked, patches)
-        self.convnn, self._options = None, given_repr({name: v for name, v in options.items() if name != "k"})
+        self.conv = self.convnn = None
+        patches = self._takes_patches(checked)
+        self._options = given_repr({name: v for name, v in options.items() if name != "k"})
         if share:
             self.convnn = self.convnn_type(
                 self.convnn_channels, share, groups=self.convnn_groups if groups > 1 else 1,
-                bias=bias if convnn_bias is None else convnn_bias, padding=self.convnn_padding,
+                bias=branch_bias, padding=self.convnn_padding,
                 query_margin=None if patches else margin, **shared, **options,
             )  # fmt: skip
         if share < out_channels:
@@ -170,11 +171,14 @@ class _HybridConvNN(Leaf):
                           f"{size}/{self.out_channels}")  # fmt: skip
         return share // size
 
-    def _check_patches(self, options: ConvNNOptions, patches: bool) -> None:
+    def _takes_patches(self, options: ConvNNOptions) -> bool:
+        """Return True if the ConvNN's tokens are patches, or refuse those with which its output has another size."""
+        patches = options.unshuffle != 1 or options.shuffle != 1
         same_size = set(self.stride) == {1} and self.padding == kernel_radius(self.kernel_size, self.dilation)
         if patches and not (same_size and options.unshuffle == options.shuffle):
             expected = "equal to shuffle, with stride 1 and padding 'same' (the branches must agree in size)"
             raise invalid("unshuffle", expected, options.unshuffle, "set unshuffle = shuffle")
+        return patches
 
     def forward(self, input: Tensor, neighbors: Neighbors | None = None) -> Tensor:  # noqa: A002  # nn.Conv*d's name
         """Map ``(B, C_in, *grid)`` (or without B) to ``(B, C_out, *grid')``.

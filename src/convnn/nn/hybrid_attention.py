@@ -13,10 +13,10 @@ from ..errors import invalid
 from ..options import build, takes
 from ..tracing import Leaf
 from ..types import Choice, Neighbors
-from .attention import ConvNNAttention
+from .attention import ConvNNAttention, check_arguments
 from .heads import refuse_attn_mask
 from .hybrid import branch_share
-from .layer import check_input
+from .layer import check_dtype, check_input
 from .options import HeadsKeywords, HeadsOptions, given_repr, options_repr
 
 PARTNERS = ("attention", "conv")
@@ -88,7 +88,7 @@ class HybridAttention(Leaf):
         **options: Unpack[HeadsKeywords],
     ) -> None:
         super().__init__()
-        checked = build(HeadsOptions, options)  # also where no branch has them
+        checked = build(HeadsOptions, options)  # also where no branch takes them
         checks.name("partner", partner, PARTNERS)
         self.dim, self.branch_ratio, self.partner = checks.whole("dim", dim), branch_ratio, partner
         self.share = branch_share(branch_ratio, dim)
@@ -96,6 +96,10 @@ class HybridAttention(Leaf):
         own: dict[str, Any] = {"attn_head_dim": attn_head_dim, "qkv_bias": qkv_bias, "qk_norm": qk_norm,
                                "scale_norm": scale_norm, "proj_bias": proj_bias, "gated": gated,
                                "attn_drop": attn_drop, "proj_drop": proj_drop}  # fmt: skip
+        check_arguments(**own)
+        check_dtype("dtype", dtype)
+        if qk_norm:
+            checked.check_trains("qk_norm")
         attention: dict[str, Any] = {**own, "norm_layer": norm_layer, **factory}
         rest = dim - self.share
         self.kernel_size = checks.whole("kernel_size", kernel_size)
@@ -108,8 +112,6 @@ class HybridAttention(Leaf):
         self.convnn = None
         if self.share:
             self.convnn = ConvNNAttention(self.share, num_heads, **attention, **options)
-        elif checks.flag("qk_norm", qk_norm):
-            checked.check_trains("qk_norm")
         self._options = given_repr({name: value for name, value in options.items() if name != "k"})
         self.attention: ConvNNAttention | None = None
         self.conv: nn.Conv1d | None = None

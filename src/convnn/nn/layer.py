@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..errors import invalid, shown
-from ..knn import knn_gather
+from ..knn import gather_with
 from ..options import GatherOptions, SearchOptions
 from ..precision import autocast_is_on
 from ..tracing import Leaf, dense
@@ -27,7 +27,7 @@ _SEEDS = itertools.count()
 
 
 def option(name: str, *, fixed: bool = False) -> Any:
-    """Make an attribute of one of a layer's options: setting it checks all of them anew, or is refused if ``fixed``."""
+    """Return an attribute for one of a layer's options: set, it checks all options, or is refused if ``fixed``."""
 
     def get(layer: NeighborLayer) -> Any:
         return getattr(layer.options, name)
@@ -46,6 +46,7 @@ class NeighborLayer(Leaf):
     """A layer that finds neighbours: holds its options, each of which is an attribute too."""
 
     options: LayerOptions
+    weight: nn.Parameter | None
     eval_seed: int
     k: int | None = option("k")
     similarity: Similarity = option("similarity")
@@ -98,13 +99,7 @@ class NeighborLayer(Leaf):
         return self.impl if self.impl in ("reference", "dense", "tiled") else "auto"
 
     def _gather(
-        self,
-        value: Tensor,
-        neighbors: Neighbors,
-        queries: int,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        options: GatherOptions,
+        self, options: GatherOptions, value: Tensor, neighbors: Neighbors, queries: int, bias: Tensor | None = None
     ) -> Tensor:
         """Aggregate neighbours that were found before, by this layer or another: ``(B, queries, k)`` of the values."""
         if isinstance(neighbors, Neighbors) and isinstance(neighbors.index, Tensor) and neighbors.index.dim() == 3:
@@ -112,10 +107,7 @@ class NeighborLayer(Leaf):
             if got[0] != queries or self.k not in (None, got[1]):
                 fix = "take them from neighbors() of a layer with this geometry and k"
                 raise invalid("neighbors", f"(N, k) = {expected}, the layer's queries and slots", got, fix)
-        return knn_gather(
-            value, neighbors, weight, bias, impl=self._search_impl(), weighting=options.weighting,
-            temperature=options.temperature, groups=options.groups, dropout_p=options.dropout_p,
-        )  # fmt: skip
+        return gather_with(options, value, neighbors, self.weight, bias, impl=self._search_impl())
 
     def _neighbor_repr(self, default: LayerOptions) -> str:
         """Write the shared options that are not the default ones, each behind a comma."""

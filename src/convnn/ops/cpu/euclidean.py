@@ -7,7 +7,7 @@ distance does: ``|q - k|^2 / 2 = |q - c|^2 / 2 - s``. Computed with unit roundof
 
 whatever the order of summation (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1; the 16 cover the
 roundings of q - c and k - c, of the scale of a blend, of the squares and of the last addition). Many channels are
-summed in P parts of p, which leaves n = p + P + 16. Added to s, the key's part makes it an upper bound that is still a
+summed in P parts of p, which leaves n = p + P + 15. Added to s, the key's part makes it an upper bound that is still a
 product plus a number per key. A query whose k + 1 best bounds are further apart than the error is settled. Queries far
 from c that lie together are ranked again around a centre of their own: the error of far keys is large, but so is their
 distance. What that leaves open is ranked by products in float64, and at last by the differences ``q - k`` themselves,
@@ -28,16 +28,16 @@ from ..tiles import cut
 from .bags import pair_distances
 from .nearest import nearest_scores
 
-# Keys of which the centre is the median: a few suffice, and a far one does not move it.
-_CENTRE_KEYS = 16
-# Channels summed at a time where there are more.
+# Tokens of which the centre is the median: a few suffice, and a far one does not move it.
+_CENTRE_TOKENS = 16
+# Channels summed at a time: the fewer, the less is rounded, and the slower is a product.
 _CHANNELS = 256
 # Groups of queries that get a centre of their own: so many at most, of so many queries at least, whose squared distance
 # from it is such a part of that from the common centre, judged by so many channels.
 _MOST_GROUPS, _QUERIES_OF_A_GROUP, _MUCH_NEARER, _GROUPING_CHANNELS = 64, 32, 2.0**-6, 64
 # Up to so many queries of a sample, differences from every key cost less than ranking by products again.
 _FEW_QUERIES = 16
-# From so many queries on, a few are tried first.
+# From so many queries on, ranking a few first costs little beside ranking all in vain.
 _MANY_QUERIES = 1 << 10
 # Distances held at a time where queries are compared with every key by differences.
 _TILE_ELEMENTS = 1 << 20
@@ -74,7 +74,7 @@ def _(query: Tensor, key: Tensor, factor: Tensor | None, *rest: Any) -> Tensor:
 
 
 def _probably_unsettled(points: _Points, centre: Tensor, k: int, stable: bool) -> bool:
-    """Return True if products around one centre leave most of a few queries unsettled: then the others need no try."""
+    """Return True if products around one centre leave most of a few queries unsettled: ranking all would be in vain."""
     if points.query.shape[1] < _MANY_QUERIES:
         return False
     few = torch.arange(0, points.query.shape[1], _MANY_QUERIES // _FEW_QUERIES, device=points.query.device)
@@ -87,19 +87,24 @@ def _probably_unsettled(points: _Points, centre: Tensor, k: int, stable: bool) -
 
 
 def _search_groups(points: _Points, centre: Tensor, k: int, stable: bool) -> Tensor:
-    """Return the indices ``(n, k)`` for queries of one sample, those that lie together around their own centre."""
+    """Return the indices ``(n, k)`` for queries of one sample, each group of them ranked around its own centre."""
     group = _groups(points.query[0] - centre[0])
     index = fake_search(points.query, k)[0]
     for number in group.unique().tolist():
         rows = (group == number).nonzero().flatten()
-        part, own, unsettled = points.rows(0, rows), centre, rows
-        if number:
-            own = _centre(part.query)
-            ranking = part.rank(part.query.dtype, own, k + 1)
-            index[rows] = ranking.keys[0, :, :k]
-            unsettled = rows[~ranking.settled(k, stable=stable)[0]]
-        if unsettled.numel():
-            index[unsettled] = _search_wide(points.rows(0, unsettled), own, k, stable)
+        part = points.rows(0, rows)
+        index[rows] = _search_group(part, k, stable) if number else _search_float64(part, centre, k, stable)
+    return index
+
+
+def _search_group(points: _Points, k: int, stable: bool) -> Tensor:
+    """Return the indices ``(n, k)`` for queries of one sample by products around their own centre."""
+    centre = _centre(points.query)
+    ranking = points.rank(points.query.dtype, centre, k + 1)
+    index = ranking.keys[0, :, :k].contiguous()
+    rows = (~ranking.settled(k, stable=stable)[0]).nonzero().flatten()
+    if rows.numel():
+        index[rows] = _search_float64(points.rows(0, rows), centre, k, stable)
     return index
 
 
@@ -122,7 +127,7 @@ def _groups(x: Tensor) -> Tensor:
     return group.masked_fill_(group.bincount()[group] < _QUERIES_OF_A_GROUP, 0)
 
 
-def _search_wide(points: _Points, centre: Tensor, k: int, stable: bool) -> Tensor:
+def _search_float64(points: _Points, centre: Tensor, k: int, stable: bool) -> Tensor:
     """Return the indices ``(n, k)`` for queries of one sample by products in float64, then by differences."""
     # One rounding of the given numbers: pairs that are closer may come in any order, unless ties have one.
     tolerance = 0 if stable else torch.finfo(points.query.dtype).eps
@@ -130,11 +135,11 @@ def _search_wide(points: _Points, centre: Tensor, k: int, stable: bool) -> Tenso
     index = ranking.keys[0, :, :k].contiguous()
     rows = (~ranking.settled(k, tolerance, stable=stable)[0]).nonzero().flatten()
     if rows.numel():
-        index[rows] = _compare(points.rows(0, rows), ranking.rows(rows), k, stable)
+        index[rows] = _search_listed(points.rows(0, rows), ranking.rows(rows), k, stable)
     return index
 
 
-def _compare(points: _Points, ranking: _Ranking, k: int, stable: bool) -> Tensor:
+def _search_listed(points: _Points, ranking: _Ranking, k: int, stable: bool) -> Tensor:
     """Return the indices ``(n, k)`` for queries of one sample by their differences from the keys that are listed."""
     index, distance = points.best_of(ranking.keys.sort(dim=-1).values, k)
     if ranking.keys.shape[2] == points.key.shape[1]:
@@ -147,9 +152,9 @@ def _compare(points: _Points, ranking: _Ranking, k: int, stable: bool) -> Tensor
     return index
 
 
-def _centre(key: Tensor) -> Tensor:
-    """Return about the middle of most keys, ``(B, 1, C)``: the median of a few; 0 where that is not finite."""
-    centre = key[:, :: max(key.shape[1] // _CENTRE_KEYS, 1)].median(dim=1, keepdim=True).values
+def _centre(x: Tensor) -> Tensor:
+    """Return about the middle of most tokens, ``(B, 1, C)``: the median of a few; 0 where that is not finite."""
+    centre = x[:, :: max(x.shape[1] // _CENTRE_TOKENS, 1)].median(dim=1, keepdim=True).values
     return centre.where(centre.isfinite(), 0)
 
 
@@ -196,15 +201,15 @@ class _Points(NamedTuple):
         key = self._from(centre, self.key, self.key_position, dtype)
         roundoff = _unit_roundoff(dtype)
         parts = max(-(-query.shape[2] // _CHANNELS), 1)
-        terms = (min(query.shape[2], _CHANNELS) + (parts if parts > 1 else 0) + 16) * roundoff
+        terms = (min(query.shape[2], _CHANNELS) + parts + 15) * roundoff
         # Where a product may be wrong altogether, nothing is settled by it.
         error = terms / (1 - terms) if terms < 0.25 else torch.inf
         length, key_length = _square_norm(query), _square_norm(key)
         if self.integers and max(length.amax(), key_length.amax()) < 0.25 / roundoff:
             error = 0.0  # every product and every sum is an integer that needs no rounding
         bias = key_length * (min(error, 0.25) - 0.5)
-        channels = _CHANNELS if parts > 1 else None
-        values, keys = nearest_scores(query, key, bias, self.masked, self.skip, min(count, key.shape[1]), channels)
+        count = min(count, key.shape[1])
+        values, keys = nearest_scores(query, key, bias, self.masked, self.skip, count, channels=_CHANNELS)
         listed = key_length.gather(1, keys.flatten(1)).view(keys.shape)
         slack = error * (length.unsqueeze(-1) + 2 * listed + torch.finfo(dtype).tiny / roundoff)
         return _Ranking(values, keys, slack, length, error)

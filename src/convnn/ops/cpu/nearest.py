@@ -43,11 +43,12 @@ def nearest_scores(
     masked: Tensor | None,
     skip: Tensor | None,
     k: int,
-    channels: int | None = None,
+    *,
+    channels: int,
 ) -> tuple[Tensor, Tensor]:
     """Return the scores and the indices, both ``(B, N, k)``, of what ``nearest`` finds; for use inside operators.
 
-    With ``channels``, products are sums of products of so many channels, which round less than one long sum.
+    So many ``channels`` are multiplied at a time and their products added up, which rounds less than one long sum.
     """
     values = query.new_empty(query.shape[0], query.shape[1], k)
     index = torch.empty(values.shape, dtype=torch.int64, device=query.device)
