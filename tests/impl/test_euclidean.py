@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import convnn
-from convnn.ops.cpu import euclidean
+from convnn.ops.cpu import ranking
 from convnn.ops.euclidean import nearest_euclidean
 
 IMPLS = ("reference", "dense", "tiled")
@@ -78,8 +78,11 @@ MANY: dict[str, Callable[[], Tensor]] = {
     "far clusters": lambda: clusters(1e6, count=12, size=100),
     "far clusters of unequal size": lambda: torch.cat([clusters(1e7, 3, 350), clusters(1e4, 60, 3), clusters(1e2)]),
     "clusters in clusters": lambda: torch.cat([clusters(1e2, 5, 110) + far * 1e6 for far in (-1, 2, 5)]),
+    "small far clusters": lambda: clusters(1e7, count=60, size=20),
     "duplicates": lambda: torch.randn(210, 7).repeat(6, 1) + 1e3,
     "one-hot": lambda: torch.eye(9)[torch.randint(9, (1100,))] * 0.3,
+    "a line": lambda: torch.arange(1100.0).unsqueeze(1) * torch.randn(1, 3) + 1e5,
+    "very short vectors": lambda: clusters(1e4, count=12, size=100) * 1e-17,
     "many channels": lambda: torch.randn(1100, 700),
     "random": lambda: torch.randn(1100, 5),
 }  # fmt: skip
@@ -97,6 +100,21 @@ def test_among_so_many_tokens_that_parts_of_them_get_centres_of_their_own(name, 
     if deterministic and name != "duplicates":  # whose float64 distances are rounded apart
         equal = found.similarity[0, :, 1:] == found.similarity[0, :, :-1]
         assert (found.index[0].diff(dim=1)[equal] > 0).all()
+
+
+@pytest.mark.parametrize("stable", [False, True])
+@pytest.mark.parametrize("name", ["far clusters", "clusters in clusters", "duplicates"])
+def test_excluded_keys_do_not_count_as_neighbours_of_a_group(name, stable):
+    """A group leaves out keys that are further than its k nearest; excluded ones are none of these."""
+    torch.manual_seed(0)
+    x = MANY[name]()[torch.randperm(1100)]
+    tokens, masked = torch.stack([x, x.flip(0)]), torch.rand(2, x.shape[0]) < 0.9
+    skip = torch.arange(x.shape[0])
+    found = nearest_euclidean(tokens, tokens, None, None, None, masked, skip, K, stable)
+    for sample, excluded, index in zip(tokens, masked, found, strict=True):
+        exact = torch.cdist(*[sample.double()] * 2, compute_mode="donot_use_mm_for_euclid_dist").square()
+        exact = exact.fill_diagonal_(torch.inf).masked_fill(excluded, torch.inf)
+        assert_nearest(index, exact, torch.float32)
 
 
 @pytest.mark.parametrize("impl", ["dense", "tiled"])
@@ -186,25 +204,25 @@ def test_equal_distances_go_lowest_index_first_in_a_stable_search(scale):
 
 def test_products_in_reduced_precision_are_not_trusted(monkeypatch):
     x = clusters(30.0)
-    monkeypatch.setattr(euclidean, "_float32_is_reduced", lambda: True)
-    rough = euclidean.nearest_scores
+    monkeypatch.setattr(ranking, "_float32_is_reduced", lambda: True)
+    rough = ranking.nearest_scores
     # As TF32 and bfloat16 do: the products of float32 numbers are wrong from the third digit on.
-    monkeypatch.setattr(euclidean, "nearest_scores", lambda q, k, *rest, **channels: rough(*(
+    monkeypatch.setattr(ranking, "nearest_scores", lambda q, k, *rest, **channels: rough(*(
         t.bfloat16().float() if t.dtype == torch.float32 else t for t in (q, k)), *rest, **channels))  # fmt: skip
     found = nearest_euclidean(x[None], x[None], None, None, None, None, None, K, False)[0]
     assert_nearest(found, distances(x, x), torch.float32)
 
 
 def test_the_precision_of_products_is_read_from_torch(monkeypatch):
-    assert not euclidean._float32_is_reduced()
+    assert not ranking._float32_is_reduced()
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
-    assert euclidean._float32_is_reduced()
+    assert ranking._float32_is_reduced()
 
     def mixed():
         raise RuntimeError("a mix of the legacy and new APIs")
 
     monkeypatch.setattr(torch, "get_float32_matmul_precision", mixed)
-    assert euclidean._float32_is_reduced()
+    assert ranking._float32_is_reduced()
 
 
 def test_broken_tokens_do_not_change_the_others():
