@@ -12,13 +12,13 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from . import checks
+from . import _checks as checks
+from ._options import check_names
+from ._swap import attention_kind, conv_kind, is_ours, options_for, replacement, why_kept
 from ._utils.modules import put
 from .errors import ConversionWarning, ConvNNError, invalid
 from .nn.heads import HeadsAttention
 from .nn.layer import NeighborLayer
-from .options import check_names
-from .swap import attention_kind, conv_kind, is_ours, options_for, replacement, why_kept
 
 To = Literal["convnn", "hybrid"]
 Types = type[nn.Module] | tuple[type[nn.Module], ...] | None

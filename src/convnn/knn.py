@@ -13,11 +13,8 @@ from typing import NamedTuple, Unpack
 
 from torch import Tensor, nn
 
-from . import checks
-from .errors import invalid
-from .impl import choose
-from .maps import MapGeometry
-from .options import (
+from . import _checks as checks
+from ._options import (
     ChoiceKeywords,
     GatherKeywords,
     GatherOptions,
@@ -28,8 +25,11 @@ from .options import (
     operator_options,
     takes,
 )
-from .resolve import resolve
-from .tracing import one_node
+from ._resolve import resolve
+from ._tracing import one_node
+from .errors import invalid
+from .impl import choose
+from .maps import MapGeometry
 from .types import Choice, Gather, Neighbors, Problem, Search
 
 check_impl = choose.check

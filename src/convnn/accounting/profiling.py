@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .. import checks
+from .. import _checks as checks
 from ..errors import invalid
 from .counting import Record, check_convention, count_parameters, record_products
 from .memory import activation_bytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import checks
+from .. import _checks as checks
 from .._utils.settings import check_whole, option, positional
 from ..errors import invalid
 

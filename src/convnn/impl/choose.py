@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .. import ops, plan  # noqa: F401  # a counter of FLOPs must know the operators before they run
+from .. import _plan as plan
+from .. import ops  # noqa: F401  # a counter of FLOPs must know the operators before they run
 from ..errors import invalid, unknown_name
 from ..stages import geometry
 from ..types import Choice, Gather, Neighbors, Problem, Search

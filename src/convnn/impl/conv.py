@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import plan
+from .. import _plan as plan
 from ..maps import QueryGrid
 from ..stages import geometry
 from ..types import Gather, Problem, Search

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import plan
-from ..precision import wide_dtype, without_autocast
+from .. import _plan as plan
+from .._precision import wide_dtype, without_autocast
 from ..stages import aggregate as slots
 from ..stages import similarity
 from ..types import Gather, Neighbors, Problem, Search

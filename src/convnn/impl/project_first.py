@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import nearest, plan
+from .. import _nearest as nearest
+from .. import _plan as plan
+from .._precision import autocast_dtype
 from ..maps import QueryGrid
 from ..ops import short_softmax
 from ..ops.bags import bag_sum, slot_rows
 from ..ops.sampled import gather_or_zero, query_rows, sampled_mix
 from ..ops.slots import project
-from ..precision import autocast_dtype
 from ..stages import geometry
 from ..types import Blend, Gather, Grid, Neighbors, Problem, Search
 from .base import Implementation

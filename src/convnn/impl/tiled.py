@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .. import nearest, plan
+from .. import _nearest as nearest
+from .. import _plan as plan
+from .._precision import autocast_dtype
 from ..ops import short_softmax
 from ..ops.bags import bag_sum
 from ..ops.slots import slot_mix
-from ..precision import autocast_dtype
 from ..types import Gather, Neighbors, Problem, Search
 from .base import Implementation
 

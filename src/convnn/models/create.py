@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from .. import checks, swap
+from .. import _checks as checks
+from .. import _swap as swap
 from ..errors import invalid, unknown_name
 from . import config
 from .backbones import BACKBONES, STEMS

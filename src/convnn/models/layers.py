@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 from torch import nn
 
-from .. import checks
+from .. import _checks as checks
 from .._convert import convert
+from .._swap import why_kept
 from ..errors import invalid
-from ..swap import why_kept
 from ..types import Blend, Candidates, Similarity
 from .specs import parse_candidates, parse_similarity
 

@@ -7,8 +7,8 @@ from typing import Any, Self, Unpack, cast
 import torch
 from torch import Tensor, nn
 
-from .. import checks
-from ..options import build, check_names, names_of, takes
+from .. import _checks as checks
+from .._options import build, check_names, names_of, takes
 from ..types import Choice, Neighbors
 from .from_attention import from_multihead, from_timm
 from .heads import HeadsAttention, check_heads, refuse_attn_mask, reset_children

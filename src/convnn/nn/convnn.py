@@ -8,11 +8,11 @@ from typing import Any, ClassVar, Self, Unpack, cast
 import torch
 from torch import Tensor, nn
 
-from .. import checks
+from .. import _checks as checks
+from .._options import build, takes
 from ..errors import invalid
 from ..knn import Call, aggregate, explain, search_with
 from ..maps import MapGeometry, describe_map
-from ..options import build, takes
 from ..stages import geometry
 from ..types import Choice, Neighbors
 from . import kernels

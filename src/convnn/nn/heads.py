@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .. import checks
+from .. import _checks as checks
+from .._options import GatherOptions, SearchOptions
 from ..errors import invalid, shown
 from ..knn import Call, aggregate, explain, gather_found, search_with
-from ..options import GatherOptions, SearchOptions
 from ..types import Choice, Neighbors
 from .layer import NeighborLayer, check_dtype, init_like_conv
 from .options import HeadsOptions

@@ -8,12 +8,12 @@ from typing import Any, ClassVar, Unpack
 import torch
 from torch import Tensor, nn
 
-from .. import checks
+from .. import _checks as checks
+from .._options import check_names, names_of, takes
+from .._tracing import Leaf
 from ..errors import invalid
 from ..maps import describe_map
-from ..options import check_names, names_of, takes
 from ..stages import geometry
-from ..tracing import Leaf
 from ..types import Choice, Neighbors
 from . import kernels
 from .convnn import ConvNN1d, ConvNN2d, ConvNN3d

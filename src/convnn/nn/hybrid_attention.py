@@ -8,10 +8,10 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from .. import checks
+from .. import _checks as checks
+from .._options import build, takes
+from .._tracing import Leaf
 from ..errors import invalid
-from ..options import build, takes
-from ..tracing import Leaf
 from ..types import Choice, Neighbors
 from .attention import ConvNNAttention, check_arguments
 from .heads import refuse_attn_mask

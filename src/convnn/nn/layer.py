@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import checks
+from .. import _checks as checks
+from .._options import GatherOptions, SearchOptions
+from .._precision import autocast_is_on
+from .._tracing import Leaf, dense
 from ..errors import invalid, shown
 from ..knn import gather_with
-from ..options import GatherOptions, SearchOptions
-from ..precision import autocast_is_on
-from ..tracing import Leaf, dense
 from ..types import Candidates, Neighbors, Random, Similarity, Weighting
 from .options import LayerOptions, Positions, given_repr, options_repr
 

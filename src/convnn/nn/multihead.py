@@ -7,11 +7,11 @@ from typing import Any, Self, Unpack
 import torch
 from torch import Tensor, nn
 
-from .. import checks
+from .. import _checks as checks
+from .._options import build, check_names, names_of, takes
+from .._precision import search_dtype
+from .._tracing import readable
 from ..errors import invalid, shown
-from ..options import build, check_names, names_of, takes
-from ..precision import search_dtype
-from ..tracing import readable
 from ..types import Blend, Neighbors, Window
 from .from_attention import check_multihead, copy_parameters
 from .heads import HeadsAttention, check_heads, refuse_attn_mask, reset_children

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple, TypedDict
 
 from torch import Tensor
 
-from .. import checks
+from .. import _checks as checks
+from .._options import GatherOptions, SearchOptions
 from ..errors import invalid
 from ..knn import check_impl
-from ..options import GatherOptions, SearchOptions
 from ..types import Blend, Candidates, Similarity, Weighting
 
 AGGREGATIONS = ("standard", "depthwise", "depthwise_separable", "sum")

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from ._precision import autocast_is_on
+from ._tracing import dense, readable
 from .errors import ConvNNError, invalid, shown, unknown_name
 from .maps import QueryGrid
-from .precision import autocast_is_on
-from .tracing import dense, readable
 from .types import SIMILARITIES, Blend, Gather, Grid, Neighbors, Random, Window
 
 

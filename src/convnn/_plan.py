@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._precision import search_dtype, wide_dtype
+from ._tracing import readable
 from .errors import invalid
 from .maps import QueryGrid
-from .precision import search_dtype, wide_dtype
 from .stages import aggregate, candidates, geometry, select, similarity
-from .tracing import readable
 from .types import Blend, Gather, Grid, Neighbors, Search, Window
 
 

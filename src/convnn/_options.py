@@ -9,7 +9,7 @@ from typing import Any, Literal, TypedDict, TypeVar
 
 from torch import Tensor
 
-from . import checks
+from . import _checks as checks
 from .errors import unknown_name
 from .maps import QueryGrid
 from .types import WEIGHTINGS, Candidates, Gather, Similarity, Weighting

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._options import names_of
 from .errors import invalid
 from .nn import (
     ConvNN1d,
@@ -26,7 +27,6 @@ from .nn.heads import HeadsAttention, has_reset
 from .nn.kernels import Conv, conv_geometry, convnn_padding, kernel_radius
 from .nn.layer import per_axis
 from .nn.options import ConvNNOptions, HeadsOptions
-from .options import names_of
 from .types import Window
 
 _CONVNN = {nn.Conv1d: ConvNN1d, nn.Conv2d: ConvNN2d, nn.Conv3d: ConvNN3d}

@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from . import checks
+from . import _checks as checks
+from ._options import SearchOptions
 from .errors import invalid
 from .maps import MapGeometry, QueryGrid
-from .options import SearchOptions
 from .types import Candidates, Grid, Random, Search, Similarity, Window
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import plan
+from . import _plan as plan
+from ._precision import search_dtype, without_autocast
 from .ops.bags import pair_distance, pair_product
 from .ops.euclidean import nearest_euclidean
 from .ops.nearest import nearest
-from .precision import search_dtype, without_autocast
 from .stages import select, similarity
 from .types import Neighbors, Search
 
