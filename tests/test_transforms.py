@@ -28,10 +28,10 @@ from convnn import (
 
 MAP, TOKENS = (3, 4, 4, 4), (3, 6, 8)
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "all": (lambda: ConvNN2d(4, 4, 3, padding=1), MAP),
-    "random": (lambda: ConvNN2d(4, 4, 3, padding=1, candidates=Random(7)), MAP),
+    "all": (lambda: ConvNN2d(4, 4, 3, candidate_padding=1), MAP),
+    "random": (lambda: ConvNN2d(4, 4, 3, candidate_padding=1, candidates=Random(7)), MAP),
     "grid": (lambda: ConvNN2d(4, 4, 3, candidates=Grid(2), weighting="softmax"), MAP),
-    "window": (lambda: ConvNN2d(4, 4, 3, padding=1, candidates=Window(3)), MAP),
+    "window": (lambda: ConvNN2d(4, 4, 3, candidate_padding=1, candidates=Window(3)), MAP),
     "positions": (lambda: ConvNN2d(4, 4, 3, candidates=torch.tensor([1, 3, 6]), aggregation="depthwise"), MAP),
     "euclidean": (lambda: ConvNN2d(4, 4, 3, similarity="euclidean", weighting="softmax"), MAP),
     "blend": (lambda: ConvNN2d(4, 4, 3, similarity=Blend(0.5), aggregation="depthwise_separable"), MAP),

@@ -98,7 +98,7 @@ def convert(
         inplace: change ``model`` itself instead of a copy.
         **options: of the new layers: ``k``, ``branch_ratio``, ``similarity``, ``candidates``, ``aggregation``, ...
             ``similarity="spatial"`` without ``k`` and ``candidates`` takes those of each kernel. ``kernel_size`` gives
-            a hybrid's convolution another kernel; ``convnn_bias`` and ``convnn_padding`` are the ConvNN's own.
+            a hybrid's convolution another kernel; ``convnn_bias`` and ``candidate_padding`` are the ConvNN's own.
 
     Returns:
         The converted model; ``conversion_report`` lists what was replaced.

@@ -24,7 +24,7 @@ from .nn import (
 from .nn.attachments import refuse_attachments
 from .nn.from_attention import is_timm_attention
 from .nn.heads import HeadsAttention, has_reset
-from .nn.kernels import Conv, conv_geometry, convnn_padding, kernel_radius
+from .nn.kernels import Conv, conv_geometry, kernel_radius, padding_and_margin
 from .nn.layer import per_axis
 from .nn.options import ConvNNOptions, HeadsOptions
 from .types import Window
@@ -35,7 +35,7 @@ _OURS = (*_CONVNN.values(), *_HYBRID.values(), HeadsAttention, HybridAttention)
 
 
 # The options of each replacement, less what the replaced layer decides.
-_CONV = (names_of(ConvNNOptions) | {"bias", "convnn_bias", "convnn_padding"}) - {"query_margin"}
+_CONV = (names_of(ConvNNOptions) | {"bias", "convnn_bias", "candidate_padding"}) - {"query_margin"}
 _CONV_HYBRID = _CONV | {"branch_ratio", "kernel_size"}
 _ATTENTION = names_of(HeadsOptions)
 _ATTENTION_HYBRID = _ATTENTION | {"branch_ratio", "partner", "num_heads", "kernel_size"}
@@ -96,23 +96,25 @@ def _replace_conv(layer: Any, kind: type[Conv], to: str, init: str, options: dic
     if options.get("similarity") == "spatial" and "k" not in options and "candidates" not in options:
         options = {**options, "k": math.prod(kernel), "candidates": Window(kernel, dilation)}
     shared = {
-        "stride": layer.stride, "padding": padding, "groups": layer.groups, "bias": layer.bias is not None,
+        "stride": layer.stride, "groups": layer.groups, "bias": layer.bias is not None,
         "padding_mode": layer.padding_mode, "device": layer.weight.device, "dtype": layer.weight.dtype,
     }  # fmt: skip
     channels = (layer.in_channels, layer.out_channels)
     if to == "convnn":
         radius = kernel_radius(kernel, dilation)
-        shared["padding"], shared["query_margin"] = convnn_padding(padding, radius, options.get("convnn_padding"))
+        added, margin = padding_and_margin(padding, radius, options.get("candidate_padding"))
         bias = options.get("bias", shared["bias"]) if options.get("convnn_bias") is None else options["convnn_bias"]
-        own = {name: value for name, value in options.items() if name not in ("convnn_padding", "convnn_bias")}
-        new = _CONVNN[kind](*channels, **{**shared, **own, "bias": bias})
+        own = {name: value for name, value in options.items() if name != "convnn_bias"}
+        own |= {"bias": bias, "candidate_padding": added, "query_margin": margin}
+        new = _CONVNN[kind](*channels, **{**shared, **own})
         if init == "from_original":
             _take_kernel(new, layer)
         return new
+    around: tuple[int, ...] | str = padding
     if options.get("kernel_size") is not None:
-        kernel, shared["padding"] = _resized(kernel, dilation, padding, options["kernel_size"])
+        kernel, around = _resized(kernel, dilation, padding, options["kernel_size"])
     own = {name: value for name, value in options.items() if name != "kernel_size"}
-    hybrid = _HYBRID[kind](*channels, kernel, dilation=dilation, **{**shared, **own})
+    hybrid = _HYBRID[kind](*channels, kernel, padding=around, dilation=dilation, **{**shared, **own})
     if init == "from_original":
         _take_slice(hybrid, layer)
     return hybrid

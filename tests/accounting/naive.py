@@ -17,7 +17,7 @@ from convnn import Blend, Grid, Random
 def convnn_map(layer, x):
     """A ConvNN layer on a map: compare all tokens of the padded map, gather, drop the padded queries, multiply."""
     x = F.pixel_unshuffle(x, layer.unshuffle) if layer.unshuffle > 1 else x
-    sides = [amount for amount in reversed(layer.padding) for _ in range(2)]
+    sides = [amount for amount in reversed(layer.candidate_padding) for _ in range(2)]
     padded = F.pad(x, sides)
     batch, _, *grid = padded.shape
     tokens = padded.flatten(2)
@@ -43,7 +43,7 @@ def convnn_map(layer, x):
     if layer.weighting != "ones":
         gathered = gathered * rho.unsqueeze(1)
     gathered = gathered.unflatten(2, grid)
-    for axis, amount in enumerate(layer.padding):
+    for axis, amount in enumerate(layer.candidate_padding):
         gathered = gathered.narrow(2 + axis, amount, grid[axis] - 2 * amount)
     prime = gathered.flatten(2)
     if layer.weight is None:

@@ -29,7 +29,7 @@ def test_stride_and_missing_padding_move_the_query():
 
 def test_feature_neighbours_are_those_of_the_layer():
     x = torch.randn(2, 4, 5, 7)
-    layer = ConvNN2d(4, 4, k=6, padding=(1, 2))
+    layer = ConvNN2d(4, 4, k=6, candidate_padding=(1, 2))
     found = neighbour_map(layer, x, (3, 2))
     raw = layer.neighbors(x)
     row = 3 * 7 + 2

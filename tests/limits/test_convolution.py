@@ -147,7 +147,9 @@ def test_k_nearest_positions_are_the_kernel_without_any_window(kernel, padding, 
     x = torch.randn(2, 3, 8, 11, dtype=dtype)
     expected = conv_results(conv, x)
     for impl, road in ROADS.items():
-        layer = convnn.ConvNN2d(3, 5, k=kernel**2, padding=padding, similarity="spatial", impl=impl, dtype=dtype)
+        layer = convnn.ConvNN2d(
+            3, 5, k=kernel**2, candidate_padding=padding, similarity="spatial", impl=impl, dtype=dtype
+        )
         layer.load_state_dict({"weight": conv.weight.flatten(2), "bias": conv.bias})
         log.clear()
         actual = layer_with_gradients(layer, x)
@@ -183,7 +185,14 @@ def test_an_input_without_batch(kind, size, impl):
 def test_depthwise_aggregation_is_a_depthwise_convolution(multiplier, impl):
     conv = nn.Conv2d(4, 4 * multiplier, 3, padding=1, groups=4, dtype=torch.float64)
     layer = convnn.ConvNN2d(
-        4, 4 * multiplier, k=9, padding=1, similarity="spatial", aggregation="depthwise", impl=impl, dtype=torch.float64
+        4,
+        4 * multiplier,
+        k=9,
+        candidate_padding=1,
+        similarity="spatial",
+        aggregation="depthwise",
+        impl=impl,
+        dtype=torch.float64,
     )
     layer.load_state_dict(conv.state_dict())
     x = torch.randn(2, 4, 7, 5, dtype=torch.float64)
@@ -195,7 +204,14 @@ def test_depthwise_separable_aggregation_is_depthwise_then_pointwise(impl):
     depthwise = nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False, dtype=torch.float64)
     pointwise = nn.Conv2d(4, 6, 1, dtype=torch.float64)
     layer = convnn.ConvNN2d(
-        4, 6, k=9, padding=1, similarity="spatial", aggregation="depthwise_separable", impl=impl, dtype=torch.float64
+        4,
+        6,
+        k=9,
+        candidate_padding=1,
+        similarity="spatial",
+        aggregation="depthwise_separable",
+        impl=impl,
+        dtype=torch.float64,
     )
     weights = {
         "weight": depthwise.weight,

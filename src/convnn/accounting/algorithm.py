@@ -78,8 +78,8 @@ def _of_map(layer: ConvNN1d | ConvNN2d | ConvNN3d, arguments: dict[str, Any]) ->
     x, cost = arguments["input"], LayerCost()
     batch = x.shape[0] if x.dim() == layer.dims + 2 else 1
     grid = tuple(size // layer.unshuffle for size in x.shape[-layer.dims :])
-    padded = tuple(size + 2 * amount for size, amount in zip(grid, layer.padding, strict=True))
-    query_grid = describe_map(grid, layer.padding, layer.query_margin, stride=layer.stride).queries
+    padded = tuple(size + 2 * amount for size, amount in zip(grid, layer.candidate_padding, strict=True))
+    query_grid = describe_map(grid, layer.candidate_padding, layer.query_margin, stride=layer.stride).queries
     tokens, outputs = batch * math.prod(padded), batch * math.prod(query_grid.shape)
     candidates = candidate_count(layer, padded)
     channels = layer.in_channels * layer.unshuffle**layer.dims

@@ -88,13 +88,12 @@ def neighbour_map(
 def _of_map(layer: Any, found: Neighbors, x: Tensor, query: RowCol) -> NeighbourMap:
     """Convert indices of the padded map, in raster order, to rows and columns of the map without padding."""
     grid, outputs = _sizes(layer, x)
-    (top, left), columns = layer.padding, grid[1] + 2 * layer.padding[1]
+    top, left = padding = layer.candidate_padding
+    columns = grid[1] + 2 * left
     row = _flat(query, outputs)
     similarity, index = found.similarity[0, row], found.index[0, row]
     positions = tuple((int(i) // columns - top, int(i) % columns - left) for i in index)
-    position = tuple(
-        q * s + m - p for q, s, m, p in zip(query, layer.stride, layer.query_margin, layer.padding, strict=True)
-    )
+    position = tuple(q * s + m - p for q, s, m, p in zip(query, layer.stride, layer.query_margin, padding, strict=True))
     weight = tuple(similarity.softmax(-1).tolist()) if layer.weighting == "softmax" else ()
     return NeighbourMap(grid, (position[0], position[1]), positions, tuple(similarity.tolist()), weight)
 
@@ -102,7 +101,7 @@ def _of_map(layer: Any, found: Neighbors, x: Tensor, query: RowCol) -> Neighbour
 def _sizes(layer: Any, x: Tensor) -> tuple[RowCol, RowCol]:
     """Return the un-padded map's rows and columns, and the output's."""
     grid = (x.shape[2] // layer.unshuffle, x.shape[3] // layer.unshuffle)
-    rows, columns = describe_map(grid, layer.padding, layer.query_margin, stride=layer.stride).queries.shape
+    rows, columns = describe_map(grid, layer.candidate_padding, layer.query_margin, stride=layer.stride).queries.shape
     return grid, (rows, columns)
 
 
@@ -195,6 +194,6 @@ def _nearest_output(layer: nn.Module, x: Tensor, share: tuple[float, float]) -> 
     grid, outputs = _sizes(inner, x)
     position = []
     for axis in (0, 1):
-        token = int(share[axis] * grid[axis]) + inner.padding[axis] - inner.query_margin[axis]
+        token = int(share[axis] * grid[axis]) + inner.candidate_padding[axis] - inner.query_margin[axis]
         position.append(min(max(token // inner.stride[axis], 0), outputs[axis] - 1))
     return position[0], position[1]

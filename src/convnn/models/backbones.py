@@ -77,7 +77,7 @@ def _prepare_resnet(model: nn.Module, layer: str | None) -> None:
 
 
 # A depthwise 7x7 sees three tokens beyond the border; for a search that many zero tokens only hide the map's own.
-_DEPTHWISE = {layer: {"convnn_padding": 1} for layer in ("blend", "convnn", "hybrid")}
+_DEPTHWISE = {layer: {"candidate_padding": 1} for layer in ("blend", "convnn", "hybrid")}
 
 BACKBONES: dict[str, Backbone] = {
     **{name: Backbone(name, cifar={}) for name in ("vgg11", "vgg13", "vgg16", "vgg19")},
@@ -98,7 +98,7 @@ BACKBONES: dict[str, Backbone] = {
         # timm's hidden layers, which are replaced, are not to cost 400 MB first.
         arguments={"mlp_ratio": 1 / 4096, "drop_rate": 0.5},
         prepare=_prepare_vgg,
-        options={"hybrid": {"convnn_padding": 1}},  # whatever the kernel of the other branch
+        options={"hybrid": {"candidate_padding": 1}},  # whatever the kernel of the other branch
         num_classes=10,
         takes=InputConfig(32, CIFAR_MEAN, CIFAR_STD),
         pretrained=False,

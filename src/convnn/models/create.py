@@ -94,7 +94,7 @@ def create_model(
         swapping = {**_COMMON, **found.backbone.options.get(layer, {}), **swapping}
         sized = image_size is not None or stem == "cifar" or _has_fixed_size(found)
         if sized:
-            check_slots(swapping["k"], size=takes.size, padding=swapping.get("convnn_padding"))
+            check_slots(swapping["k"], size=takes.size, padding=swapping.get("candidate_padding"))
         init = swapping.pop("init", _default_init(model, layer, swapping) if loads else "default")
         model = swap_layers(model, layer, init=init, keep=keep, inplace=True, **swapping)
         unused = {*_COMMON, "similarity"} - set(LAYERS[layer].takes)

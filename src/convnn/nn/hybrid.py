@@ -59,7 +59,7 @@ class _HybridConvNN(Leaf):
         k: neighbours of the ConvNN.
         branch_ratio: lambda, the ConvNN's share of the output channels, in [0, 1]; 0 and 1 keep one branch and the mix.
         convnn_bias: whether the ConvNN has one; as ``bias`` if left out.
-        convnn_padding: of the map that the ConvNN finds its neighbours in; as ``padding`` if left out.
+        candidate_padding: of the map that the ConvNN finds its neighbours in; as ``padding`` if left out.
         **options: of the ConvNN: ``similarity``, ``candidates``, ``aggregation``, ...
 
     Shapes:
@@ -101,7 +101,7 @@ class _HybridConvNN(Leaf):
         *,
         branch_ratio: float = 0.5,
         convnn_bias: bool | None = None,
-        convnn_padding: int | tuple[int, ...] | None = None,
+        candidate_padding: int | tuple[int, ...] | None = None,
         **options: Unpack[HybridKeywords],
     ) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class _HybridConvNN(Leaf):
         share = branch_share(branch_ratio, out_channels)
         radius = kernel_radius(self.kernel_size, self.dilation)
         self.padding = resolve_padding(padding, radius)
-        self.convnn_padding, margin = kernels.convnn_padding(self.padding, radius, convnn_padding)
+        self.candidate_padding, margin = kernels.padding_and_margin(self.padding, radius, candidate_padding)
         self.convnn_groups = self._divide_groups(share)
         shared: dict[str, Any] = {"stride": self.stride, "padding_mode": padding_mode, "device": device,
                                   "dtype": dtype}  # fmt: skip
@@ -134,7 +134,7 @@ class _HybridConvNN(Leaf):
         if share:
             self.convnn = self.convnn_type(
                 self.convnn_channels, share, groups=self.convnn_groups if groups > 1 else 1,
-                bias=branch_bias, padding=self.convnn_padding,
+                bias=branch_bias, candidate_padding=self.candidate_padding,
                 query_margin=None if patches else margin, **shared, **options,
             )  # fmt: skip
         if share < out_channels:
@@ -238,7 +238,7 @@ class _HybridConvNN(Leaf):
             "groups": (self.groups, 1),
             "bias": (self.bias, True),
             "convnn_bias": (self.convnn_bias, None),
-            "convnn_padding": (simplest(self.convnn_padding), simplest(self.padding)),
+            "candidate_padding": (simplest(self.candidate_padding), simplest(self.padding)),
             "padding_mode": (self.padding_mode, "zeros"),
         }
         return call + options_repr(own) + self._options

@@ -26,22 +26,23 @@ def kernel_radius(kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[i
     return tuple(d * (size // 2) for size, d in zip(kernel, dilation, strict=True))
 
 
-def convnn_padding(
+def padding_and_margin(
     padding: tuple[int, ...], radius: tuple[int, ...], given: object
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return a ConvNN's padding and query margin beside a convolution, so that both have the same query grid.
 
-    ``padding`` and ``radius`` are the convolution's; ``given`` is the argument ``convnn_padding``, None for the same.
+    ``padding`` and ``radius`` are the convolution's; ``given`` is the argument ``candidate_padding``, None for
+    the same padding.
 
-    >>> convnn_padding((1, 1), (1, 1), None), convnn_padding((1, 1), (1, 1), 2)
+    >>> padding_and_margin((1, 1), (1, 1), None), padding_and_margin((1, 1), (1, 1), 2)
     (((1, 1), (1, 1)), ((2, 2), (2, 2)))
     """
-    own = padding if given is None else per_axis("convnn_padding", given, len(padding), at_least=0)
+    own = padding if given is None else per_axis("candidate_padding", given, len(padding), at_least=0)
     margin = tuple(new + reach - old for new, reach, old in zip(own, radius, padding, strict=True))
     if min(margin) < 0:
         least = simplest(tuple(max(old - reach, 0) for old, reach in zip(padding, radius, strict=True)))
         expected = f"at least {least} (the kernel's centres reach that far outside the map)"
-        raise invalid("convnn_padding", expected, given, "raise it")
+        raise invalid("candidate_padding", expected, given, "raise it")
     return own, margin
 
 
@@ -53,28 +54,30 @@ def odd_kernel(argument: str, value: object, dims: int) -> tuple[int, ...]:
     return kernel
 
 
-def resolve_padding(value: object, radius: tuple[int, ...]) -> tuple[int, ...]:
+def resolve_padding(value: object, radius: tuple[int, ...], argument: str = "padding") -> tuple[int, ...]:
     """Return the padding per axis for nn.Conv's ``padding``: numbers, ``"same"`` or ``"valid"``."""
     if value == "same":
         return radius
     if value == "valid":
         return (0,) * len(radius)
     if isinstance(value, str):
-        raise invalid("padding", "numbers, 'same' or 'valid'", repr(value), "choose one of these")
-    return per_axis("padding", value, len(radius), at_least=0)
+        raise invalid(argument, "numbers, 'same' or 'valid'", repr(value), "choose one of these")
+    return per_axis(argument, value, len(radius), at_least=0)
 
 
-def token_padding(value: object, layer: Any) -> tuple[int, ...]:
+def candidate_padding(value: object, layer: Any) -> tuple[int, ...]:
     """Return a ConvNN's padding per axis; ``"same"`` is the radius of the odd window that its k neighbours fill."""
     if value != "same":
-        return resolve_padding(value, (0,) * layer.dims)
+        return resolve_padding(value, (0,) * layer.dims, "candidate_padding")
     if set(layer.stride) != {1}:
-        raise invalid("padding", "numbers or 'valid' with a stride", "'same'", "give numbers, as nn.Conv*d wants")
+        raise invalid(
+            "candidate_padding", "numbers or 'valid' with a stride", "'same'", "give numbers, as nn.Conv*d wants"
+        )
     candidates = layer.candidates if isinstance(layer.candidates, Window) else "all"
     window = whole_window(candidates, layer.k or 0, layer.dims) or whole_window("all", layer.k or 0, layer.dims)
     if window is None:
         expected = "numbers, 'valid', or 'same' where k neighbours fill an odd window (e.g. 9 in two axes)"
-        raise invalid("padding", expected, f"'same' with k={layer.k}", "give numbers")
+        raise invalid("candidate_padding", expected, f"'same' with k={layer.k}", "give numbers")
     return kernel_radius(*window)
 
 
@@ -121,7 +124,7 @@ def spatial_options(conv: Any, conv_type: type[Conv]) -> dict[str, Any]:
     kernel, dilation, padding = conv_geometry(conv, conv_type)
     return {
         "in_channels": conv.in_channels, "out_channels": conv.out_channels, "k": math.prod(kernel),
-        "stride": conv.stride, "padding": padding, "groups": conv.groups, "bias": conv.bias is not None,
+        "stride": conv.stride, "candidate_padding": padding, "groups": conv.groups, "bias": conv.bias is not None,
         "similarity": "spatial", "candidates": Window(kernel, dilation), "padding_mode": conv.padding_mode,
         "query_margin": kernel_radius(kernel, dilation), "device": conv.weight.device, "dtype": conv.weight.dtype,
     }  # fmt: skip
