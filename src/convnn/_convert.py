@@ -128,7 +128,7 @@ def convert(
     errors: list[ConvNNError] = []
     for names, layer in chosen:
         try:
-            _refuse_tied(layer, tied)
+            _check_not_tied(layer, tied)
             new = replacement(layer, to, init=init, options=options)
         except ConvNNError as error:
             errors.append(error)
@@ -226,7 +226,7 @@ def _tied_parameters(model: nn.Module) -> frozenset[int]:
     return frozenset(parameter for parameter, count in owners.items() if count > 1)
 
 
-def _refuse_tied(layer: nn.Module, tied: frozenset[int]) -> None:
+def _check_not_tied(layer: nn.Module, tied: frozenset[int]) -> None:
     if any(id(parameter) in tied for parameter in layer.parameters()):
         fix = "untie it first, or leave the layer out"
         raise invalid("layer", "one with parameters of its own", f"{type(layer).__name__} with a tied one", fix)

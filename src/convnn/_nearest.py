@@ -1,4 +1,4 @@
-"""The search of bounded memory, by custom operators: what the implementations that use them share."""
+"""The search of bounded memory, by custom operators, for the implementations that share it."""
 
 from __future__ import annotations
 
@@ -15,71 +15,77 @@ from .types import Neighbors, Search
 
 
 def neighbors(problem: Search) -> Neighbors:
-    """Return the k neighbours of every query, found some queries at a time."""
+    """Find the k neighbours of every query, some queries at a time."""
     if problem.similarity == "spatial":
         return plan.search_spatial(problem)
     with without_autocast(problem.query.device):
-        compared, own = plan.compared(problem), plan.own_index(problem)
+        compared, self_index = plan.compared(problem), plan.query_positions(problem)
         with torch.no_grad():
-            index = _select(problem, compared, plan.candidate_table(problem, own), own)
+            index = _select(problem, compared, plan.candidate_table(problem, self_index), self_index)
         if not problem.need_similarity:
-            return plan.unweighted(problem, index)
-        pairs = similarity.of_pairs(compared, index, problem.scale, product=pair_product, distance=pair_distance)
+            return plan.without_similarity(problem, index)
+        pairs = similarity.pairwise(compared, index, problem.scale, product=pair_product, distance=pair_distance)
         return plan.in_slot_order(problem, pairs, index)
 
 
 def among_candidates(problem: Search) -> Tensor:
-    """Return the neighbours beside the query itself, as indices ``(B, N, k - 1)`` into the list of candidates."""
+    """Find the neighbours other than the query itself: indices ``(B, N, k - 1)`` into the list of candidates."""
     with without_autocast(problem.query.device), torch.no_grad():
-        own = plan.own_index(problem)
-        return _among_all(problem, plan.compared(problem), plan.candidate_table(problem, own).keys, own)
+        self_index = plan.query_positions(problem)
+        return _among_all(problem, plan.compared(problem), plan.candidate_table(problem, self_index).keys, self_index)
 
 
 def among_tokens(problem: Search, candidates: Tensor) -> Tensor:
-    """Return what ``among_candidates`` returns, where the candidates' features ``(B, r, C)`` are given."""
+    """Search as ``among_candidates`` does, with the candidates' features ``(B, r, C)``."""
     dtype = search_dtype(problem.query.dtype)
     with without_autocast(problem.query.device), torch.no_grad():
-        own = plan.own_index(problem)
+        self_index = plan.query_positions(problem)
         compared = similarity.Compared(problem.query.to(dtype), candidates.to(dtype), str(problem.similarity))
-        return _among_listed(problem, compared, plan.candidate_table(problem, own).keys, own)
+        return _among_listed(problem, compared, plan.candidate_table(problem, self_index).keys, self_index)
 
 
-def _select(problem: Search, compared: similarity.Compared, table: plan.CandidateTable, own: Tensor | None) -> Tensor:
+def _select(
+    problem: Search, compared: similarity.Compared, table: plan.CandidateTable, self_index: Tensor | None
+) -> Tensor:
     if table.keys is not None and table.keys.dim() == 2:
-        return plan.select_neighbors(problem, _window_scores(problem, compared, table.keys), table, own)
-    own = own if problem.include_self else None
-    found = _among_all(problem, compared, table.keys, own)
-    index = found if table.keys is None else table.keys[found]
-    return index if own is None else select.with_self_first(own, index)
+        return plan.select_neighbors(problem, _window_scores(problem, compared, table.keys), table, self_index)
+    self_index = self_index if problem.include_self else None
+    listed = _among_all(problem, compared, table.keys, self_index)
+    index = listed if table.keys is None else table.keys[listed]
+    return index if self_index is None else select.with_self_first(self_index, index)
 
 
-def _among_all(problem: Search, compared: similarity.Compared, keys: Tensor | None, own: Tensor | None) -> Tensor:
-    """Return indices ``(B, N, k)`` into the keys, or into those listed; one fewer beside the query's own."""
-    if keys is not None:  # the others are not even looked at
+def _among_all(
+    problem: Search, compared: similarity.Compared, keys: Tensor | None, self_index: Tensor | None
+) -> Tensor:
+    """Return indices ``(B, N, k)`` into the keys, or into those listed; without the self index, k - 1."""
+    if keys is not None:  # the other keys are not compared
         position = compared.key_position
         compared = compared._replace(
             key=compared.key.index_select(1, keys), key_position=None if position is None else position[keys]
         )
-    return _among_listed(problem, compared, keys, own)
+    return _among_listed(problem, compared, keys, self_index)
 
 
-def _among_listed(problem: Search, compared: similarity.Compared, keys: Tensor | None, own: Tensor | None) -> Tensor:
-    """Return what ``_among_all`` returns, where ``compared`` has the features of the listed keys alone."""
-    masked, own_index = problem.key_padding_mask, own
+def _among_listed(
+    problem: Search, compared: similarity.Compared, keys: Tensor | None, self_index: Tensor | None
+) -> Tensor:
+    """Search as ``_among_all`` does, with ``compared`` of the listed keys alone."""
+    masked, skip = problem.key_padding_mask, self_index
     if keys is not None:
         masked = None if masked is None else masked[:, keys]
-        own_index = None if own is None else plan.index_among(own, keys, problem.keys)
-    plan.check_counts(problem, keys, own_index)
-    count = problem.k - (own is not None)
+        skip = None if self_index is None else plan.index_among(self_index, keys, problem.keys)
+    plan.check_counts(problem, keys, skip)
+    count = problem.k - (self_index is not None)
     index: Tensor
     if compared.metric in similarity.EUCLIDEAN:
         query, key, _, factor, query_position, key_position = compared
         index = nearest_euclidean(
-            query, key, factor, query_position, key_position, masked, own_index, count, problem.deterministic
+            query, key, factor, query_position, key_position, masked, skip, count, problem.deterministic
         )
     else:
         query, key = similarity.embed_to_rank(compared.query, compared.key, compared.metric, problem.scale)
-        index = nearest(query, key, None, masked, own_index, count, problem.deterministic)
+        index = nearest(query, key, None, masked, skip, count, problem.deterministic)
     return index
 
 

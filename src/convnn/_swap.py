@@ -21,7 +21,7 @@ from .nn import (
     HybridConvNN2d,
     HybridConvNN3d,
 )
-from .nn.attachments import refuse_attachments
+from .nn.attachments import check_no_attachments
 from .nn.from_attention import is_timm_attention
 from .nn.heads import HeadsAttention, has_reset
 from .nn.kernels import Conv, conv_geometry, kernel_radius, padding_and_margin
@@ -196,7 +196,7 @@ def _hybrid_attention(layer: nn.Module, init: str, options: dict[str, Any]) -> n
     if init == "from_original":
         expected = "'random' for a hybrid attention (it splits the channels: no slice of it is the original's)"
         raise invalid("init", expected, init, "use init='random', or to='convnn'")
-    refuse_attachments("layer", layer)
+    check_no_attachments("layer", layer)
     source: Any = layer
     extras = [name for name in ("q_norm", "k_norm", "norm") if not isinstance(getattr(source, name), nn.Identity)]
     extras += ["gate"] if getattr(source, "gate", None) is not None else []

@@ -1,4 +1,4 @@
-"""Maps: their padding, and where the queries stand."""
+"""Feature maps: their padding and their query grid."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .errors import invalid
 
 @dataclass(frozen=True)
 class QueryGrid:
-    """Queries that stand on a regular part of the keys' grid: ``origin + stride * i`` for ``i < shape``, per axis.
+    """Queries at regular positions of the keys' grid: ``origin + stride * i`` for ``i < shape``, per axis.
 
     >>> QueryGrid((1, 1), (2, 2), (1, 1)).index((4, 4), torch.device("cpu"))
     tensor([ 5,  6,  9, 10])
@@ -33,14 +33,14 @@ class QueryGrid:
 
 @dataclass(frozen=True)
 class MapGeometry:
-    """The map whose tokens are compared: its sizes, the padding around it, and where the queries stand.
+    """The map whose tokens are compared: its sizes, its padding and its query grid.
 
     Attributes:
         sizes: of the map, per axis, without padding.
         padding: tokens that are added on both sides of every axis.
         padding_mode: as in ``nn.Conv*d``.
         grid: the sizes of the padded map.
-        queries: where the queries stand in the padded map.
+        queries: the query grid, in the padded map.
         channels_last: whether the channels of a token are adjacent in memory.
     """
 
@@ -53,7 +53,7 @@ class MapGeometry:
 
     @property
     def queries_are_tokens(self) -> bool:
-        """True if every query stands on the map itself, not in its padding."""
+        """True if every query is a token of the map itself, not of its padding."""
         return all(away >= amount for away, amount in zip(self.queries.origin, self.padding, strict=True))
 
     def once_padded(self) -> MapGeometry:

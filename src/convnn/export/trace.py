@@ -82,7 +82,7 @@ def trace(
         raise invalid("model", "one that torch.export can trace", got, fix) from error
     for part in program.graph_module.modules():
         if isinstance(part, torch.fx.GraphModule):
-            _refuse_custom(part)
+            _check_plain(part)
             _drop_stack_traces(part)
     return program
 
@@ -120,7 +120,7 @@ def _recording(candidates: Random, found: list[Tensor]) -> Random:
     return Recording(candidates.r, candidates.seed, candidates.generator)
 
 
-def _refuse_custom(part: torch.fx.GraphModule) -> None:
+def _check_plain(part: torch.fx.GraphModule) -> None:
     left = {str(n.target) for n in part.graph.nodes if getattr(n.target, "namespace", None) == NAMESPACE}
     if left:
         got = ", ".join(sorted(left))

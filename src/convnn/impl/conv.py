@@ -51,7 +51,7 @@ class Conv(Implementation):
         return geometry.to_tokens(_convolve(search, gather, _covered(search, gather, search.grid, window), window))
 
     def aggregate_map(self, search: Search, gather: Gather) -> Tensor:
-        """Run the convolution with the padding of its own wherever that is the map's."""
+        """Run the convolution on the map, with its own padding if that is the map's."""
         described, window = search.geometry, _window(search)
         if described is None:
             raise TypeError("geometry")

@@ -46,7 +46,7 @@ class ProjectFirst(Implementation):
         return None
 
     def why_not_map(self, problem: Problem) -> str | None:
-        """Return why the padding of a map has to be made, or None where only candidates in it matter."""
+        """Return why the map must be padded, or None if its padding matters only as candidates."""
         search, gather = problem
         if search is None or gather is None or search.geometry is None:
             return "there is no map"
@@ -57,7 +57,7 @@ class ProjectFirst(Implementation):
         return None if search.geometry.padding_mode == "zeros" else "the padding is not zeros"
 
     def aggregate(self, search: Search, gather: Gather) -> Tensor:
-        """Search among the candidates, and add up what their projections contribute."""
+        """Search among the candidates, project them, and gather the projections."""
         if not _takes_indices(search, gather):
             neighbors = nearest.neighbors(search)
             others = plan.index_among(neighbors.index[..., 1:], _candidate_keys(search), search.keys)
@@ -68,7 +68,7 @@ class ProjectFirst(Implementation):
         return _mix(search, gather, others, None)
 
     def aggregate_map(self, search: Search, gather: Gather) -> Tensor:
-        """Aggregate on the map as it is: of its padding those tokens are made that are candidates."""
+        """Aggregate on the map as it is; of its padding only candidates are gathered, as zeros."""
         described = search.geometry
         if described is None:
             raise TypeError("geometry")
@@ -86,7 +86,7 @@ class ProjectFirst(Implementation):
 
 
 def _takes_indices(search: Search, gather: Gather) -> bool:
-    """Return True if nothing but the indices of the neighbours among the candidates matters."""
+    """Return True if only the indices of the neighbours matter, not their similarities."""
     return search.similarity != "spatial" and gather.weighting == "ones" and not gather.dropout_p
 
 
@@ -107,11 +107,11 @@ def _mix(problem: Search, aggregation: Gather, others: Tensor, neighbors: Neighb
     if weight is None:
         raise TypeError("weight")
     dtype = autocast_dtype(aggregation.value)
-    value, weight = aggregation.value.to(dtype), geometry.gradient_alike(weight).to(dtype)
-    rho = None if neighbors is None else plan.rho_of(aggregation, neighbors.similarity, short_softmax)
+    value, weight = aggregation.value.to(dtype), geometry.match_gradient_layout(weight).to(dtype)
+    rho = None if neighbors is None else plan.rho_with_dropout(aggregation, neighbors.similarity, short_softmax)
     rho = None if rho is None else rho.to(dtype)
     first, rest = weight.split([1, problem.k - 1], dim=2)
-    mixed = _own_slot(_own_values(problem, value), first.squeeze(2), groups)
+    mixed = _self_slot(_self_values(problem, value), first.squeeze(2), groups)
     mixed = mixed if rho is None else mixed * rho[..., :1]
     if problem.k > 1:
         keys = _candidate_keys(problem)
@@ -133,7 +133,7 @@ def _mix_map(
     dtype = autocast_dtype(aggregation.value)
     grid = [size - 2 * amount for size, amount in zip(problem.grid, padding, strict=True)]
     origin = [start - amount for start, amount in zip(queries.origin, padding, strict=True)]
-    slots = geometry.gradient_alike(weight).to(dtype).permute(2, 0, 1).contiguous()
+    slots = geometry.match_gradient_layout(weight).to(dtype).permute(2, 0, 1).contiguous()
     keys = geometry.without_padding(_candidate_keys(problem), problem.grid, padding)
     mixed: Tensor = sampled_mix(
         aggregation.value.to(dtype), slots, None if bias is None else bias.to(dtype), keys, others,
@@ -142,7 +142,7 @@ def _mix_map(
     return mixed
 
 
-def _own_values(problem: Search, value: Tensor) -> Tensor:
+def _self_values(problem: Search, value: Tensor) -> Tensor:
     """Return the queries' own values ``(B, N, C)``."""
     query_grid = problem.query_index
     if isinstance(query_grid, QueryGrid):
@@ -152,7 +152,7 @@ def _own_values(problem: Search, value: Tensor) -> Tensor:
     return value[:, query_grid]
 
 
-def _own_slot(value: Tensor, matrix: Tensor, groups: int) -> Tensor:
+def _self_slot(value: Tensor, matrix: Tensor, groups: int) -> Tensor:
     """Apply one slot's matrix ``(C_out, C_in/groups)`` to ``(B, N, C_in)``."""
     if groups == 1:
         return F.linear(value, matrix)

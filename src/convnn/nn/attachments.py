@@ -20,7 +20,7 @@ _HOOKS = (
 )
 
 
-def refuse_attachments(argument: str, layer: nn.Module) -> None:
+def check_no_attachments(argument: str, layer: nn.Module) -> None:
     """Refuse a layer that is lazy, parametrised (weight norm) or hooked."""
     name = type(layer).__name__
     if isinstance(layer, LazyModuleMixin):

@@ -11,7 +11,7 @@ from .. import _checks as checks
 from .._options import build, check_names, names_of, takes
 from ..types import Choice, Neighbors
 from .from_attention import from_multihead, from_timm
-from .heads import HeadsAttention, check_heads, refuse_attn_mask, reset_children
+from .heads import HeadsAttention, check_heads, check_no_attn_mask, reset_children
 from .layer import check_input
 from .options import HeadsKeywords, HeadsOptions, options_repr
 
@@ -152,7 +152,7 @@ class ConvNNAttention(HeadsAttention):
         ``neighbors``: what ``self.neighbors`` or that of a layer with as many heads returned, their similarities
         included; nothing is searched.
         """
-        refuse_attn_mask(attn_mask, is_causal)
+        check_no_attn_mask(attn_mask, is_causal)
         query, key, value = self._heads(x)
         gate = None if self.gate is None else self.gate(x).sigmoid()
         out = self.attend(query, key, value, key_padding_mask, neighbors, dropout_p=self.attn_drop.p, same=True)

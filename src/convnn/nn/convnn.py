@@ -166,13 +166,13 @@ class _ConvNN(NeighborLayer):
         unbatched = self._check_input(input)
         x = input.unsqueeze(0) if unbatched else input
         if self.similarity != "spatial":  # a convolution lays its gradients out by itself
-            x = geometry.gradient_alike(x)
+            x = geometry.match_gradient_layout(x)
         call = self._call(x)
         if neighbors is None:
             y = aggregate(call)
         else:
             described = cast(MapGeometry, call.geometry)  # of a map, there is one
-            padded = geometry.gradient_alike(geometry.view_map(call.gather.value, described.sizes))
+            padded = geometry.match_gradient_layout(geometry.view_map(call.gather.value, described.sizes))
             padded = geometry.pad_map(padded, described.padding, described.padding_mode)
             shape = described.queries.shape
             options = self.options.gather(call.gather.groups)
@@ -192,7 +192,7 @@ class _ConvNN(NeighborLayer):
         )  # fmt: skip
         queries = described.queries
         if self.projection or self.value_coordinates:  # both are computed for the tokens of the padding too
-            x = geometry.pad_map(geometry.token_major(x), self.candidate_padding, self.padding_mode)
+            x = geometry.pad_map(geometry.to_channels_last(x), self.candidate_padding, self.padding_mode)
             described = described.once_padded()
         query = key = value = tokens = geometry.to_tokens(x)
         if self.query_projection is not None and self.key_projection is not None and self.value_projection is not None:

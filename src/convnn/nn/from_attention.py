@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import invalid
-from .attachments import refuse_attachments
+from .attachments import check_no_attachments
 from .layer import check_dtype
 
 
@@ -30,7 +30,7 @@ def from_timm(
     if not is_timm_attention(attention):
         fix = "other attention modules compute another function; copy their qkv and proj weights by hand"
         raise invalid("attention", "timm's Attention or an nn.MultiheadAttention", type(attention).__name__, fix)
-    refuse_attachments("attention", attention)
+    check_no_attachments("attention", attention)
     source: Any = attention
     check_dtype("attention", source.qkv.weight.dtype)
     layer: Any = kind(
@@ -81,7 +81,7 @@ def check_multihead(attention: object) -> None:
     """Refuse what is no ``nn.MultiheadAttention``, or one with extra keys or foreign widths."""
     if not isinstance(attention, nn.MultiheadAttention):
         raise invalid("attention", "an nn.MultiheadAttention", type(attention).__name__, "pass one")
-    refuse_attachments("attention", attention)
+    check_no_attachments("attention", attention)
     if type(attention).forward is not nn.MultiheadAttention.forward:
         fix = "replace it by a plain one first"
         expected = "nn.MultiheadAttention itself, not a subclass with its own forward"

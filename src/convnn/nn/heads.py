@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from .. import _checks as checks
 from .._options import GatherOptions, SearchOptions
 from ..errors import invalid, shown
-from ..knn import Call, aggregate, explain, gather_found, search_with
+from ..knn import Call, aggregate, explain, gather_weighted, search_with
 from ..types import Choice, Neighbors
 from .layer import NeighborLayer, check_dtype, init_like_conv
 from .options import HeadsOptions
@@ -71,11 +71,11 @@ class HeadsAttention(NeighborLayer):
         batch, heads, queries, _ = query.shape
         options = self._gather_options(value, dropout_p if self.training else 0.0)
         if neighbors is None:
-            out = aggregate(self._call(query, key, value, mask, options, same=same), own=False)
+            out = aggregate(self._call(query, key, value, mask, options, same=same), writable=False)
         elif weighted:
             found = Neighbors(*(part.flatten(0, 1) for part in neighbors))
             impl = self._search_impl()
-            out = gather_found(value.flatten(0, 1), found, self.weight, groups=options.groups, impl=impl)
+            out = gather_weighted(value.flatten(0, 1), found, self.weight, groups=options.groups, impl=impl)
         else:
             given = _flatten_heads(neighbors, batch, heads)
             out = self._gather(options, value.flatten(0, 1), given, queries)
@@ -156,7 +156,7 @@ def has_reset(part: nn.Module) -> bool:
     return callable(getattr(part, "reset_parameters", None))
 
 
-def refuse_attn_mask(attn_mask: Tensor | None, is_causal: bool) -> None:
+def check_no_attn_mask(attn_mask: Tensor | None, is_causal: bool) -> None:
     """Refuse masks per query: a search among differently many keys has no fixed k."""
     if attn_mask is not None or is_causal:
         got = "is_causal=True" if is_causal else shown(attn_mask)

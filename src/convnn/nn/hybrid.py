@@ -188,7 +188,7 @@ class _HybridConvNN(Leaf):
         x = input
         self._check_input(x)
         channel = x.dim() - self.dims - 1
-        x = x if self.groups == 1 else geometry.gradient_alike(x)  # the gradient of a part would be contiguous
+        x = x if self.groups == 1 else geometry.match_gradient_layout(x)  # the gradient of a part would be contiguous
         branches = []
         if self.convnn is not None:
             branches.append(self.convnn(self._near(x), neighbors))

@@ -14,7 +14,7 @@ from .._tracing import Leaf
 from ..errors import invalid
 from ..types import Choice, Neighbors
 from .attention import ConvNNAttention, check_arguments
-from .heads import refuse_attn_mask
+from .heads import check_no_attn_mask
 from .hybrid import branch_share
 from .layer import check_dtype, check_input
 from .options import HeadsKeywords, HeadsOptions, given_repr, options_repr
@@ -145,7 +145,7 @@ class HybridAttention(Leaf):
 
         ``neighbors``: what the ConvNN branch is to attend to, found before by ``neighbors()`` of a layer like this one.
         """
-        refuse_attn_mask(attn_mask, is_causal)
+        check_no_attn_mask(attn_mask, is_causal)
         self._check_input(x)
         if key_padding_mask is not None:
             checks.key_padding_mask(key_padding_mask, x)

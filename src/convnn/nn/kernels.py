@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import invalid
 from ..stages.geometry import whole_window
 from ..types import Window
-from .attachments import refuse_attachments
+from .attachments import check_no_attachments
 from .layer import aggregation_groups, check_dtype, per_axis, simplest
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -103,7 +103,7 @@ def conv_geometry(conv: nn.Module, conv_type: type[Conv]) -> tuple[tuple[int, ..
     if not isinstance(conv, conv_type):
         fix = "use ConvNN1d, ConvNN2d or ConvNN3d for a convolution of 1, 2 or 3 axes"
         raise invalid("conv", f"an nn.{conv_type.__name__}", type(conv).__name__, fix)
-    refuse_attachments("conv", conv)
+    check_no_attachments("conv", conv)
     if not is_plain_conv(conv, conv_type):
         fix = "replace it by a plain convolution first"
         raise invalid(

@@ -14,7 +14,7 @@ from .._tracing import readable
 from ..errors import invalid, shown
 from ..types import Blend, Neighbors, Window
 from .from_attention import check_multihead, copy_parameters
-from .heads import HeadsAttention, check_heads, refuse_attn_mask, reset_children
+from .heads import HeadsAttention, check_heads, check_no_attn_mask, reset_children
 from .layer import check_input
 from .options import HeadsKeywords, HeadsOptions, options_repr
 
@@ -136,7 +136,7 @@ class ConvNNMultiheadAttention(HeadsAttention):
         ``nn.MultiheadAttention`` the fastest kernels run, and second derivatives of ``k=None`` are missing, where they
         are not needed.
         """
-        refuse_attn_mask(attn_mask, is_causal)
+        check_no_attn_mask(attn_mask, is_causal)
         same = query is key
         self._check_inputs(query, key, value, same=same)
         mask = boolean_mask(key_padding_mask)
@@ -188,9 +188,9 @@ class ConvNNMultiheadAttention(HeadsAttention):
         if keys != values:
             raise invalid("value", f"{keys} tokens as in key", values, "give one value per key")
         if not same:
-            self._refuse_positions()
+            self._check_no_positions_needed()
 
-    def _refuse_positions(self) -> None:
+    def _check_no_positions_needed(self) -> None:
         """Refuse options that need to know where a query stands among the keys."""
         for name, value, needs in (
             ("similarity", self.similarity, self.similarity == "spatial" or isinstance(self.similarity, Blend)),
