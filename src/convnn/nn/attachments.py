@@ -1,4 +1,4 @@
-"""What a layer carries beside its weights and would lose, were it replaced in silence."""
+"""Hooks and parametrisations of a layer, which a replacement would lose."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _HOOKS = (
 
 
 def check_no_attachments(argument: str, layer: nn.Module) -> None:
-    """Refuse a layer that is lazy, parametrised (weight norm) or hooked."""
+    """Raise ConvNNError for a layer that is lazy, parametrised (weight norm) or hooked."""
     name = type(layer).__name__
     if isinstance(layer, LazyModuleMixin):
         raise invalid(

@@ -21,10 +21,10 @@ from .layer import (
     NeighborLayer,
     check_dtype,
     check_input,
+    collapse_repeated,
     init_like_conv,
     option,
     per_axis,
-    simplest,
 )
 from .options import ConvNNKeywords, ConvNNOptions, options_repr
 
@@ -43,7 +43,7 @@ class _ConvNN(NeighborLayer):
         candidate_padding: candidates added on every side of every axis, which never change the output's size: numbers,
             ``"valid"`` (0), or ``"same"`` (with stride 1: the radius of the odd window that k tokens fill).
         dilation: 1; neighbours have no kernel to dilate, but ``Window(size, dilation)`` has gaps.
-        groups: as in ``nn.Conv*d``, and so are ``padding_mode``, ``device`` and ``dtype``.
+        groups: as in ``nn.Conv*d``; so are ``padding_mode``, ``device`` and ``dtype``.
         bias: whether to add a learned ``(C_out,)``.
         similarity: ``"cosine"``, ``"dot"``, ``"sqeuclidean"``, ``"euclidean"``, ``"spatial"`` or ``Blend(lam)``.
         candidates: ``"all"``, ``Random(r)`` (redrawn at every call in training; the draw of ``eval_seed`` in
@@ -53,7 +53,7 @@ class _ConvNN(NeighborLayer):
         weighting: ``"ones"``, ``"identity"`` or ``"softmax"`` of the similarities.
         aggregation: ``"standard"``, ``"depthwise"``, ``"depthwise_separable"`` or ``"sum"``.
         projection: whether queries, keys and values are learned 1x1 projections (without bias) of the input; with
-            ``weighting`` ``"softmax"`` or ``"identity"``, without which queries and keys have no gradient to learn by.
+            ``weighting`` ``"softmax"`` or ``"identity"``; otherwise queries and keys would have no gradient.
         value_coordinates: whether the coordinates are appended to the values (published: aggregation "Loc_Col").
         unshuffle: fold patches of this size into tokens before (1: none).
         shuffle: spread the output over patches of this size after (1: none).
@@ -136,7 +136,7 @@ class _ConvNN(NeighborLayer):
 
     @classmethod
     def from_conv(cls, conv: nn.Module, *, impl: str = "auto") -> Self:
-        """Make the spatial layer that computes what a convolution computes, with a copy of its weights.
+        """Make the spatial layer that is equal to a convolution, with a copy of its weights.
 
         Args:
             conv: an ``nn.Conv*d`` of as many axes, with an odd kernel; any stride, dilation, groups and padding.
@@ -161,23 +161,23 @@ class _ConvNN(NeighborLayer):
     def forward(self, input: Tensor, neighbors: Neighbors | None = None) -> Tensor:  # noqa: A002  # nn.Conv*d's name
         """Map ``(B, C_in, *grid)`` (or without B) to ``(B, C_out, *grid')``, in the input's memory format.
 
-        ``neighbors``: what ``self.neighbors`` or that of a layer of the same geometry returned; nothing is searched.
+        ``neighbors``: the result of ``neighbors()`` of a layer of the same geometry; nothing is searched.
         """
         unbatched = self._check_input(input)
         x = input.unsqueeze(0) if unbatched else input
-        if self.similarity != "spatial":  # a convolution lays its gradients out by itself
+        if self.similarity != "spatial":  # a convolution sets the layout of its gradients itself
             x = geometry.match_gradient_layout(x)
         call = self._call(x)
         if neighbors is None:
             y = aggregate(call)
         else:
-            described = cast(MapGeometry, call.geometry)  # of a map, there is one
+            described = cast(MapGeometry, call.geometry)  # maps always have one
             padded = geometry.match_gradient_layout(geometry.view_map(call.gather.value, described.sizes))
             padded = geometry.pad_map(padded, described.padding, described.padding_mode)
             shape = described.queries.shape
             options = self.options.gather(call.gather.groups)
-            found = self._gather(options, geometry.to_tokens(padded), neighbors, math.prod(shape), self.bias)
-            y = geometry.view_map(found, shape)
+            gathered = self._gather(options, geometry.to_tokens(padded), neighbors, math.prod(shape), self.bias)
+            y = geometry.view_map(gathered, shape)
         if self.pointwise is not None:
             y = geometry.view_map(self.pointwise(geometry.to_tokens(y)), y.shape[2:])
         y = geometry.lay_out(geometry.pixel_shuffle(y, self.shuffle), geometry.memory_format_of(x))
@@ -191,7 +191,7 @@ class _ConvNN(NeighborLayer):
             channels_last=not x.is_contiguous(),
         )  # fmt: skip
         queries = described.queries
-        if self.projection or self.value_coordinates:  # both are computed for the tokens of the padding too
+        if self.projection or self.value_coordinates:  # both apply to the padded tokens too
             x = geometry.pad_map(geometry.to_channels_last(x), self.candidate_padding, self.padding_mode)
             described = described.once_padded()
         query = key = value = tokens = geometry.to_tokens(x)
@@ -224,7 +224,7 @@ class _ConvNN(NeighborLayer):
         return search_with(call.search, call.query, call.key, call.k, call.geometry, impl=self._search_impl())
 
     def _check_input(self, x: Tensor) -> bool:
-        """Refuse what the layer cannot take; return whether the batch axis is missing."""
+        """Raise ConvNNError for an input that does not fit; return True if the batch axis is missing."""
         sizes = ", ".join(("length",) if self.dims == 1 else ("depth", "height", "width")[-self.dims :])
         shape = f"(batch, {self.in_channels}, {sizes})"
         ranks = (self.dims + 2, self.dims + 1)
@@ -243,8 +243,8 @@ class _ConvNN(NeighborLayer):
     def extra_repr(self) -> str:
         """Write the call that makes this layer."""
         parts = f"{self.in_channels}, {self.out_channels}, k={self.k}" + options_repr({
-            "stride": (simplest(self.stride), 1),
-            "candidate_padding": (simplest(self.candidate_padding), 0),
+            "stride": (collapse_repeated(self.stride), 1),
+            "candidate_padding": (collapse_repeated(self.candidate_padding), 0),
             "groups": (self.groups, 1),
             "bias": (self.has_bias, True),
             "include_self": (self.include_self, True if self.similarity != "spatial" else None),
@@ -253,7 +253,7 @@ class _ConvNN(NeighborLayer):
             "unshuffle": (self.unshuffle, 1),
             "shuffle": (self.shuffle, 1),
             "padding_mode": (self.padding_mode, "zeros"),
-            "query_margin": (simplest(self.query_margin), simplest(self.candidate_padding)),
+            "query_margin": (collapse_repeated(self.query_margin), collapse_repeated(self.candidate_padding)),
         })  # fmt: skip
         return parts + self._neighbor_repr(ConvNNOptions())
 

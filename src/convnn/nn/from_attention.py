@@ -1,4 +1,4 @@
-"""The weights of attention modules, carried into ours."""
+"""Copies of the weights of attention modules in ConvNN layers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .layer import check_dtype
 
 
 def is_timm_attention(module: nn.Module) -> bool:
-    """Return True if a module is timm's ``Attention`` itself, told without importing timm."""
+    """Return True if a module is timm's ``Attention`` itself, without importing timm."""
     kind = type(module)
     return kind.__name__ == "Attention" and kind.__module__ in (
         "timm.layers.attention",
@@ -40,12 +40,12 @@ def from_timm(
         device=source.qkv.weight.device, dtype=source.qkv.weight.dtype,
         **{"scale": source.scale if options.get("similarity", "dot") == "dot" else None, **options},
     )  # fmt: skip
-    made: nn.Module = layer.train(attention.training)
+    new: nn.Module = layer.train(attention.training)
     for name in ("qkv", "q_norm", "k_norm", "attn_drop", "norm", "gate", "proj", "proj_drop"):
         part = getattr(source, name, None)
-        if part is not None:  # in its own mode: norms may be kept in eval mode while the rest trains
+        if part is not None:  # each part keeps its mode: norms may be in eval mode while the rest trains
             setattr(layer, name, copy.deepcopy(part))
-    return made
+    return new
 
 
 def from_multihead(
@@ -66,7 +66,7 @@ def from_multihead(
 
 
 def copy_parameters(layer: nn.Module, sources: Mapping[str, Tensor | None]) -> None:
-    """Give a layer copies of parameters by name, in their dtype and frozen where they are; without a source, zeros."""
+    """Copy parameters into a layer by name, with their dtype and requires_grad; without a source, zeros."""
     for name, source in sources.items():
         owner, _, leaf = name.rpartition(".")
         module = layer.get_submodule(owner)
@@ -78,7 +78,7 @@ def copy_parameters(layer: nn.Module, sources: Mapping[str, Tensor | None]) -> N
 
 
 def check_multihead(attention: object) -> None:
-    """Refuse what is no ``nn.MultiheadAttention``, or one with extra keys or foreign widths."""
+    """Raise ConvNNError unless a module is an ``nn.MultiheadAttention`` of one width, without extra keys."""
     if not isinstance(attention, nn.MultiheadAttention):
         raise invalid("attention", "an nn.MultiheadAttention", type(attention).__name__, "pass one")
     check_no_attachments("attention", attention)

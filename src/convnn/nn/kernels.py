@@ -1,4 +1,4 @@
-"""What a convolution's kernel, dilation, padding and weights are in tokens."""
+"""A convolution's kernel, dilation, padding and weights, in terms of tokens."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ..errors import invalid
 from ..stages.geometry import whole_window
 from ..types import Window
 from .attachments import check_no_attachments
-from .layer import aggregation_groups, check_dtype, per_axis, simplest
+from .layer import aggregation_groups, check_dtype, collapse_repeated, per_axis
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 def kernel_radius(kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[int, ...]:
-    """Return how far the taps of an odd kernel lie from its centre, per axis.
+    """Return the radius of an odd kernel, from its centre to the last tap, per axis.
 
     >>> kernel_radius((3, 7), (2, 1))
     (2, 3)
@@ -27,27 +27,27 @@ def kernel_radius(kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[i
 
 
 def padding_and_margin(
-    padding: tuple[int, ...], radius: tuple[int, ...], given: object
+    padding: tuple[int, ...], radius: tuple[int, ...], argument: object
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return a ConvNN's padding and query margin beside a convolution, so that both have the same query grid.
+    """Return a ConvNN's padding and query margin beside a convolution, such that both have the same query grid.
 
-    ``padding`` and ``radius`` are the convolution's; ``given`` is the argument ``candidate_padding``, None for
-    the same padding.
+    ``padding`` and ``radius`` are the convolution's; ``argument`` is ``candidate_padding``,
+    None for the same padding.
 
     >>> padding_and_margin((1, 1), (1, 1), None), padding_and_margin((1, 1), (1, 1), 2)
     (((1, 1), (1, 1)), ((2, 2), (2, 2)))
     """
-    own = padding if given is None else per_axis("candidate_padding", given, len(padding), at_least=0)
-    margin = tuple(new + reach - old for new, reach, old in zip(own, radius, padding, strict=True))
+    added = padding if argument is None else per_axis("candidate_padding", argument, len(padding), at_least=0)
+    margin = tuple(new + reach - old for new, reach, old in zip(added, radius, padding, strict=True))
     if min(margin) < 0:
-        least = simplest(tuple(max(old - reach, 0) for old, reach in zip(padding, radius, strict=True)))
+        least = collapse_repeated(tuple(max(old - reach, 0) for old, reach in zip(padding, radius, strict=True)))
         expected = f"at least {least} (the kernel's centres reach that far outside the map)"
-        raise invalid("candidate_padding", expected, given, "raise it")
-    return own, margin
+        raise invalid("candidate_padding", expected, argument, "raise it")
+    return added, margin
 
 
 def odd_kernel(argument: str, value: object, dims: int) -> tuple[int, ...]:
-    """Return one odd size per axis, or refuse them: only an odd kernel has a centre."""
+    """Return one odd size per axis; raises ConvNNError for an even one, which has no centre."""
     kernel = per_axis(argument, value, dims, at_least=1)
     if any(size % 2 == 0 for size in kernel):
         raise invalid(argument, "odd sizes (the query is the kernel's centre)", kernel, "use an odd kernel")
@@ -82,10 +82,10 @@ def candidate_padding(value: object, layer: Any) -> tuple[int, ...]:
 
 
 def undilated(value: object, dims: int) -> tuple[int, ...]:
-    """Return a dilation of one per axis, or refuse another: a search has no kernel to dilate."""
+    """Return a dilation of one per axis; raises ConvNNError for another: a search has no kernel to dilate."""
     dilation = per_axis("dilation", value, dims, at_least=1)
     if set(dilation) != {1}:
-        fix = f"use candidates=Window(size, dilation={simplest(dilation)})"
+        fix = f"use candidates=Window(size, dilation={collapse_repeated(dilation)})"
         raise invalid("dilation", "1 (neighbours are searched, there is no kernel to dilate)", value, fix)
     return dilation
 
@@ -99,7 +99,7 @@ def is_plain_conv(module: nn.Module, conv_type: type[Conv]) -> bool:
 
 
 def conv_geometry(conv: nn.Module, conv_type: type[Conv]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Return a convolution's odd kernel, dilation and padding per axis, or refuse it."""
+    """Return a convolution's odd kernel, dilation and padding per axis; raises ConvNNError if it has no such form."""
     if not isinstance(conv, conv_type):
         fix = "use ConvNN1d, ConvNN2d or ConvNN3d for a convolution of 1, 2 or 3 axes"
         raise invalid("conv", f"an nn.{conv_type.__name__}", type(conv).__name__, fix)
@@ -120,7 +120,7 @@ def conv_geometry(conv: nn.Module, conv_type: type[Conv]) -> tuple[tuple[int, ..
 
 
 def spatial_options(conv: Any, conv_type: type[Conv]) -> dict[str, Any]:
-    """Return the arguments of the spatial ConvNN that computes what a convolution computes, or refuse it."""
+    """Return the arguments of the spatial ConvNN that is equal to a convolution; raises as ``conv_geometry``."""
     kernel, dilation, padding = conv_geometry(conv, conv_type)
     return {
         "in_channels": conv.in_channels, "out_channels": conv.out_channels, "k": math.prod(kernel),
@@ -131,7 +131,7 @@ def spatial_options(conv: Any, conv_type: type[Conv]) -> dict[str, Any]:
 
 
 def make_parameters(layer: Any, factory: dict[str, Any]) -> None:
-    """Give a ConvNN its slot weights, its bias, and the linear layers that its options ask for."""
+    """Make a ConvNN's slot weights, its bias, and the linear layers of its options."""
     token = layer.in_channels * layer.unshuffle**layer.dims
     value = token + layer.dims * layer.value_coordinates
     out = layer.out_channels * layer.shuffle**layer.dims
