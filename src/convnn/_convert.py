@@ -1,4 +1,4 @@
-"""Swap the layers of any model for ConvNN or hybrid layers, and report what was swapped."""
+"""Preset the layers of any model for ConvNN or hybrid layers, and report what was swapped."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def separated_tokens(
     seed: int = 0,
     gap: float = 1e-4,
 ) -> Tensor:
-    """Draw tokens without ties, so that rounding cannot change who is chosen.
+    """Draw tokens without ties, so that rounding cannot change the selection.
 
     Any two tokens differ in their similarity to every query, whether it is a cosine, an inner product or a distance,
     by at least ``gap`` of the range of that query's similarities.

@@ -1,4 +1,4 @@
-"""Drawings of what a layer gathers, by matplotlib on figures of their own: no global state, safe in threads."""
+"""Plots of a layer's neighbours by matplotlib, without its global state: safe in threads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 QUERY, NEAR, FAR, INK, MUTED = "#d9480f", "#0b4f9e", "#9cc6ee", "#1f2933", "#66727f"
-"""Orange marks the query, blue what it gathers (dark: most alike): told apart by every kind of colour vision."""
+"""Orange marks the query, blue its neighbours (dark: most similar): distinct for every kind of colour vision."""
 
 
 def new_figure(width: float, height: float, *, columns: int = 1) -> tuple[Figure, Sequence[Axes]]:
@@ -35,8 +35,8 @@ def new_figure(width: float, height: float, *, columns: int = 1) -> tuple[Figure
     return figure, list(axes[0])
 
 
-def draw_neighbours(axes: Axes, image: Tensor, found: NeighbourMap, *, margin: int = 0) -> None:
-    """Draw an image ``(H, W)`` and on it the query and what it gathers.
+def draw_neighbours(axes: Axes, image: Tensor, neighbours: NeighbourMap, *, margin: int = 0) -> None:
+    """Draw an image ``(H, W)`` with the query and its neighbours.
 
     Every neighbour has a blue frame and its slot's number, the darker the more similar; where the layer takes a
     softmax, the darker the larger its weight. ``margin`` shows that many pixels of padding around the image. Raises
@@ -52,11 +52,13 @@ def draw_neighbours(axes: Axes, image: Tensor, found: NeighbourMap, *, margin: i
     for spine in axes.spines.values():
         spine.set_visible(False)
     _outline(axes, (height, width), margin)
-    cell = (height / found.grid[0], width / found.grid[1])
+    cell = (height / neighbours.grid[0], width / neighbours.grid[1])
     point = 72 * axes.get_window_extent().height / axes.figure.dpi / (height + 2 * margin + 0.2)
-    for slot, (position, shade) in enumerate(zip(found.positions, shading(found), strict=True), 1):
-        _mark(axes, position, cell, shade=shade, number=str(slot) if len(found.positions) <= 25 else "", point=point)
-    _frame(axes, found.query, cell, colour=QUERY, width=0.115 * point)
+    for slot, (position, shade) in enumerate(zip(neighbours.positions, shading(neighbours), strict=True), 1):
+        _mark(
+            axes, position, cell, shade=shade, number=str(slot) if len(neighbours.positions) <= 25 else "", point=point
+        )
+    _frame(axes, neighbours.query, cell, colour=QUERY, width=0.115 * point)
 
 
 def _outline(axes: Axes, size: tuple[int, int], margin: int) -> None:
@@ -86,9 +88,9 @@ def _mark(axes: Axes, position: RowCol, cell: tuple[float, float], *, shade: flo
         middle = (corner[0] + wide / 2, corner[1] + tall / 2)
         axes.add_patch(Circle(middle, 0.335, facecolor=colour, edgecolor="none", zorder=3))
         ink = "white" if shade > 0.42 else INK
-        place_of = (middle[0], middle[1] + 0.02)
+        center = (middle[0], middle[1] + 0.02)
         size = point * (0.44 if len(number) == 1 else 0.38)
-        axes.text(*place_of, number, ha="center", va="center_baseline", color=ink, size=size, weight="bold", zorder=4)
+        axes.text(*center, number, ha="center", va="center_baseline", color=ink, size=size, weight="bold", zorder=4)
 
 
 def _frame(axes: Axes, position: RowCol, cell: tuple[float, float], *, colour: Any, width: float) -> None:
@@ -103,18 +105,17 @@ def _frame(axes: Axes, position: RowCol, cell: tuple[float, float], *, colour: A
     axes.add_patch(Rectangle(corner, *size, zorder=2 if colour != QUERY else 5, **style))
 
 
-def shading(found: NeighbourMap) -> list[float]:
+def shading(neighbours: NeighbourMap) -> list[float]:
     """Return each neighbour's shade in [0, 1]: its weight, or else its similarity, from the least to the largest.
 
-    The query itself, alike to itself beyond all others, does not count for the range, or the others would look the
-    same.
+    The query, which is most similar to itself, is left out of the range: otherwise the others would look the same.
 
     >>> shading(NeighbourMap((2, 2), (0, 0), ((0, 0), (0, 1), (1, 0), (1, 1)), (9.0, 1.0, 0.5, 0.0)))
     [1.0, 1.0, 0.5, 0.0]
     """
-    values = found.weight or found.similarity
+    values = neighbours.weight or neighbours.similarity
     others = [
-        value for value, position in zip(values, found.positions, strict=True) if position != found.query
+        value for value, position in zip(values, neighbours.positions, strict=True) if position != neighbours.query
     ] or list(values)
     low, high = min(others), max(others)
     return [1.0 if high == low else min(1.0, max(0.0, (value - low) / (high - low))) for value in values]
@@ -127,16 +128,16 @@ def png(figure: Figure, *, dpi: int = 100, transparent: bool = True) -> bytes:
     return buffer.getvalue()
 
 
-def tile(image: Tensor, found: NeighbourMap, *, margin: int = 0) -> bytes:
-    """Return one square PNG of an image ``(H, W)`` with what a layer gathers for one query."""
+def tile(image: Tensor, neighbours: NeighbourMap, *, margin: int = 0) -> bytes:
+    """Return one square PNG of an image ``(H, W)`` with one query's neighbours."""
     figure, axes = new_figure(2.4, 2.4)
     axes[0].set_position((0.01, 0.01, 0.98, 0.98))
-    draw_neighbours(axes[0], image, found, margin=margin)
+    draw_neighbours(axes[0], image, neighbours, margin=margin)
     return png(figure, dpi=120)
 
 
 def spectrum_picture(image: Tensor, maps: Sequence[tuple[str, str, NeighbourMap]], path: Path) -> None:
-    """Write the one picture: the same image ``(H, W)`` and query, and what each layer gathers, from near to alike.
+    """Write the one picture: the same image ``(H, W)`` and query, and each layer's neighbours, from near to similar.
 
     ``maps`` holds a title, a line under it and the neighbours of each layer. Raises ConvNNError when it is empty.
     """
@@ -145,8 +146,8 @@ def spectrum_picture(image: Tensor, maps: Sequence[tuple[str, str, NeighbourMap]
     count = len(maps)
     figure, axes = new_figure(2.75 * count, 4.0, columns=count)
     figure.subplots_adjust(left=0.012, right=0.988, bottom=0.145, top=0.84, wspace=0.06)
-    for panel, (title, text, found) in zip(axes, maps, strict=True):
-        draw_neighbours(panel, image, found, margin=1)
+    for panel, (title, text, neighbours) in zip(axes, maps, strict=True):
+        draw_neighbours(panel, image, neighbours, margin=1)
         panel.set_title(f"{title}\n", color=INK, size=14.5, weight="bold", pad=1)
         panel.text(0.5, 1.025, text, transform=panel.transAxes, ha="center", va="bottom", color=MUTED, size=10.5)
     figure.add_artist(_arrow((0.115, 0.075), (0.885, 0.075)))

@@ -23,7 +23,7 @@ from .options import ConvNNOptions, HybridKeywords, kwargs_repr, options_repr
 
 
 def branch_share(branch_ratio: float, channels: int) -> int:
-    """Return ``floor(branch_ratio * channels)``, the the ConvNN's channels; raises ConvNNError for a ratio outside [0, 1].
+    """Return ``floor(branch_ratio * channels)``, the ConvNN's share; raises ConvNNError outside [0, 1].
 
     >>> branch_share(0.25, 10)
     2
