@@ -35,12 +35,8 @@ def same(first: tuple[str, Tensor], second: tuple[str, Tensor], axes: dict[int, 
     (name, a), (other, b) = first, second
     for axis, meaning in axes.items():
         if a.shape[axis] != b.shape[axis]:
-            raise invalid(
-                other,
-                f"{a.shape[axis]} {meaning} as in {name}",
-                b.shape[axis],
-                f"give both the same number of {meaning}",
-            )
+            fix = f"give both the same number of {meaning}"
+            raise invalid(other, f"{a.shape[axis]} {meaning} as in {name}", b.shape[axis], fix)
     if a.dtype != b.dtype and not autocast_is_on(a.device):
         raise invalid(other, f"{a.dtype} as {name}", b.dtype, f"convert one, e.g. {other}.to({name}.dtype)")
     if a.device != b.device:
@@ -131,9 +127,8 @@ def positions(argument: str, value: Tensor, count: int) -> None:
         return
     low, high = int(value.min()), int(value.max())
     if low < 0 or high >= count:
-        raise invalid(
-            argument, f"positions in [0, {count})", f"{low} to {high}", "count tokens of the (padded) keys from 0"
-        )
+        fix = "count tokens of the (padded) keys from 0"
+        raise invalid(argument, f"positions in [0, {count})", f"{low} to {high}", fix)
     if argument == "candidates" and value.unique().numel() != value.numel():
         raise invalid(argument, "distinct positions", "a position given twice", "pass candidates.unique()")
 
@@ -158,13 +153,11 @@ def query_index(value: object, queries: int, keys_grid: tuple[int, ...], *, devi
         return
     if not isinstance(value, Tensor) or value.dim() != 1 or value.is_floating_point() or value.dtype == torch.bool:
         got = f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else repr(value)
-        raise invalid(
-            "query_index", "a 1-d integer tensor or a QueryGrid", got, "pass the queries' positions among the keys"
-        )
+        fix = "pass the queries' positions among the keys"
+        raise invalid("query_index", "a 1-d integer tensor or a QueryGrid", got, fix)
     if value.shape[0] != queries:
-        raise invalid(
-            "query_index", f"{queries} positions, one per query", value.shape[0], "give one position per query"
-        )
+        expected = f"{queries} positions, one per query"
+        raise invalid("query_index", expected, value.shape[0], "give one position per query")
     if value.device != device:
         raise invalid("query_index", f"device {device} as the keys", value.device, "move it there")
     positions("query_index", value, math.prod(keys_grid))
@@ -180,9 +173,8 @@ def _query_grid(value: QueryGrid, queries: int, keys_grid: tuple[int, ...]) -> N
         raise invalid("query_index", f"a query grid of {queries} queries", value.shape, fix)
     for origin, count, stride, size in zip(*axes, keys_grid, strict=True):
         if origin < 0 or stride < 1 or origin + (count - 1) * stride >= size:
-            raise invalid(
-                "query_index", f"a query grid inside the grid {keys_grid}", value, "lower origin, shape or stride"
-            )
+            expected = f"a query grid inside the grid {keys_grid}"
+            raise invalid("query_index", expected, value, "lower origin, shape or stride")
 
 
 def key_padding_mask(value: object, tokens: Tensor) -> None:
@@ -223,9 +215,8 @@ def gather(problem: Gather, neighbors_k: int) -> None:
         channels = weight.shape[0]
     if problem.bias is not None:
         if not isinstance(problem.bias, Tensor):
-            raise invalid(
-                "bias", f"a tensor of shape ({channels},)", type(problem.bias).__name__, "pass a torch.Tensor"
-            )
+            got = type(problem.bias).__name__
+            raise invalid("bias", f"a tensor of shape ({channels},)", got, "pass a torch.Tensor")
         if problem.bias.shape != (channels,):
             got = f"shape {tuple(problem.bias.shape)}"
             raise invalid("bias", f"shape ({channels},), one per output channel", got, "give one number per channel")

@@ -208,10 +208,8 @@ def _divide(
         else:
             selected.append((names, layer))
     if not selected:
-        seen = (
-            ", ".join(names[0] or "(the model itself)" for names, _ in named[:5])
-            or "none (of their own; convnn's stay)"
-        )
+        seen = ", ".join(names[0] or "(the model itself)" for names, _ in named[:5])
+        seen = seen or "none (of their own; convnn's stay)"
         selection = {"pattern": pattern, "types": types, "where": where}
         argument = next((name for name, value in selection.items() if value is not None), "model")
         asked = selection.get(argument, "none with a kernel above 1 and stride 1, and no attention")
@@ -274,11 +272,8 @@ def describe(layer: nn.Module) -> str:
     part = next((part for part in layer.modules() if isinstance(part, NeighborLayer)), None)
     if part is None:
         return name
-    ratio = (
-        f", {layer.branch_ratio} of {getattr(layer, 'out_channels', getattr(layer, 'dim', ''))}"
-        if part is not layer
-        else ""
-    )
+    width = getattr(layer, "out_channels", getattr(layer, "dim", ""))
+    ratio = f", {layer.branch_ratio} of {width}" if part is not layer else ""
     among = part.candidates
     candidates = f"{among.numel()} positions" if isinstance(among, Tensor) else among
     return f"{name} k={part.k}, {part.similarity}, {candidates}{ratio}"

@@ -98,9 +98,8 @@ def candidate_table(problem: Search, self_index: Tensor | None) -> CandidateTabl
         positions = geometry.unravel(self_index, grid)
         if kind.border == "shift":
             return CandidateTable(candidates.shifted_window(size, dilation, positions, grid=grid), None)
-        return CandidateTable(
-            *candidates.clipped_window(candidates.window_offsets(size, dilation, device), positions, grid)
-        )
+        offsets = candidates.window_offsets(size, dilation, device)
+        return CandidateTable(*candidates.clipped_window(offsets, positions, grid))
     return CandidateTable(None, None)
 
 

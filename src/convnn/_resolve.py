@@ -106,9 +106,8 @@ def _check_enough(
     keys = math.prod(grid)
     if isinstance(candidates, str):
         if k > keys:
-            raise checks.too_few(
-                k, keys, what=f"there are {keys} keys", fix="lower k, pass more tokens, or add padding"
-            )
+            fix = "lower k, pass more tokens, or add padding"
+            raise checks.too_few(k, keys, what=f"there are {keys} keys", fix=fix)
     elif isinstance(candidates, Window):
         window = math.prod(candidates.per_axis(len(grid))[0])
         if k > min(window, keys):

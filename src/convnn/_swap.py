@@ -161,9 +161,8 @@ def _copy(target: nn.Parameter | None, values: Tensor | None, source: nn.Paramet
 def _take_slice(hybrid: Any, layer: Any) -> None:
     """Copy the kernels of its channels into the convolution branch, and set the mix to the identity."""
     if hybrid.conv is None:
-        raise invalid(
-            "init", "a hybrid with a convolution branch", f"branch_ratio={hybrid.branch_ratio}", "use init='random'"
-        )
+        ratio = f"branch_ratio={hybrid.branch_ratio}"
+        raise invalid("init", "a hybrid with a convolution branch", ratio, "use init='random'")
     share = layer.out_channels - hybrid.conv.out_channels
     if hybrid.conv.weight.shape[2:] != layer.weight.shape[2:]:
         got, kernel = tuple(hybrid.conv.weight.shape[2:]), tuple(layer.weight.shape[2:])

@@ -40,74 +40,72 @@ class Case(NamedTuple):
 
 def cases() -> dict[str, Case]:
     """Return every case by its name, ``question/shape``."""
-    collected: dict[str, Case] = {}
+    named: dict[str, Case] = {}
     for shape in SHAPES:
         at = "x".join(map(str, shape))
         plain, conv = "plain gather", "nn.Conv2d"
-        collected[f"all vs plain/{at}"] = Case(convnn_layer(shape), convnn_layer(shape, impl="dense"), plain)
-        collected[f"all vs floor/{at}"] = Case(convnn_layer(shape), comparators.bare_products(shape), "bare products")
-        collected[f"all vs conv/{at}"] = Case(convnn_layer(shape), comparators.convolution(shape), conv)
+        named[f"all vs plain/{at}"] = Case(convnn_layer(shape), convnn_layer(shape, impl="dense"), plain)
+        named[f"all vs floor/{at}"] = Case(convnn_layer(shape), comparators.bare_products(shape), "bare products")
+        named[f"all vs conv/{at}"] = Case(convnn_layer(shape), comparators.convolution(shape), conv)
         for name, few in SAMPLED.items():
             ours = convnn_layer(shape, candidates=few)
             dense = convnn_layer(shape, candidates=few, impl="dense")
-            collected[f"{name} vs plain/{at}"] = Case(ours, dense, plain)
-            collected[f"{name} vs conv/{at}"] = Case(ours, comparators.convolution(shape), conv)
-        collected[f"recovered conv/{at}"] = Case(recovered_convolution(shape), comparators.convolution(shape), conv)
-        collected[f"shared search/{at}"] = Case(stage(shape, shared=True), stage(shape, shared=False), "4 searches")
+            named[f"{name} vs plain/{at}"] = Case(ours, dense, plain)
+            named[f"{name} vs conv/{at}"] = Case(ours, comparators.convolution(shape), conv)
+        named[f"recovered conv/{at}"] = Case(recovered_convolution(shape), comparators.convolution(shape), conv)
+        named[f"shared search/{at}"] = Case(stage(shape, shared=True), stage(shape, shared=False), "4 searches")
     at = "x".join(map(str, LARGE))
     candidates: dict[str, Candidates] = {"all": "all", **SAMPLED}
     for name, among in candidates.items():
         ours = convnn_layer(LARGE, candidates=among)
-        collected[f"{name} vs conv/{at}"] = Case(ours, comparators.convolution(LARGE), "nn.Conv2d")
-    return collected | _aggregations() | _attentions() | _searches() | _training()
+        named[f"{name} vs conv/{at}"] = Case(ours, comparators.convolution(LARGE), "nn.Conv2d")
+    return named | _aggregations() | _attentions() | _searches() | _training()
 
 
 def _aggregations() -> dict[str, Case]:
-    collected = {}
+    named = {}
     for shape in SHAPES[:3]:
         at = "x".join(map(str, shape))
         for name, depthwise in (("depthwise", True), ("sum", False)):
             theirs = comparators.gather_and_einsum(shape, depthwise=depthwise)
             ours = given_neighbours(shape, depthwise=depthwise)
-            collected[f"{name}, neighbours given/{at}"] = Case(ours, theirs, "gather + einsum")
-    return collected
+            named[f"{name}, neighbours given/{at}"] = Case(ours, theirs, "gather + einsum")
+    return named
 
 
 def _attentions() -> dict[str, Case]:
     def ours(x: Tensor, key: Tensor, value: Tensor, *, k: int | None) -> Tensor:
         return knn_aggregate(x, key, value, k=k, similarity="dot", weighting="softmax")
 
-    collected = {}
+    named = {}
     for queries in (197, 1024):
         at = f"24x{queries}x64"
         knn = comparators.attention(lambda *heads: ours(*heads, k=K), queries)
-        collected[f"k-NN attention/{at}"] = Case(knn, comparators.masked_dense_attention(queries), "masked dense")
+        named[f"k-NN attention/{at}"] = Case(knn, comparators.masked_dense_attention(queries), "masked dense")
         full = comparators.attention(lambda *heads: ours(*heads, k=None), queries)
         standard = comparators.standard_attention(queries)
-        collected[f"recovered attention/{at}"] = Case(full, standard, "F.scaled_dot_product_attention")
+        named[f"recovered attention/{at}"] = Case(full, standard, "F.scaled_dot_product_attention")
     # With so many tokens, nothing that holds N x N scores can be compared.
     long = comparators.attention(lambda *heads: ours(*heads, k=K), *LONG)
     standard = comparators.standard_attention(*LONG)
     at = f"{LONG[1]}x{LONG[0]}x64"
-    collected[f"k-NN attention vs full attention/{at}"] = Case(long, standard, "F.scaled_dot_product_attention")
-    return collected
+    named[f"k-NN attention vs full attention/{at}"] = Case(long, standard, "F.scaled_dot_product_attention")
+    return named
 
 
 def _searches() -> dict[str, Case]:
     """The search alone, against other exact searches among Euclidean distances."""
-    collected = {}
+    named = {}
     for shape in (SHAPES[1], SHAPES[0]):
         for name, search in comparators.other_searches().items():
             ours = _search_of(_tokens_of_map(shape), _euclidean_search)
             at = "x".join(map(str, shape))
-            collected[f"search vs {name}/{at}"] = Case(
-                ours, _search_of(_tokens_of_map(shape), search), name, both=False
-            )
+            named[f"search vs {name}/{at}"] = Case(ours, _search_of(_tokens_of_map(shape), search), name, both=False)
     for name, tokens in EUCLIDEAN_TOKENS.items():
         theirs = _search_of(tokens, comparators.search_around_one_centre)
         ours = _search_of(tokens, _euclidean_search)
-        collected[f"exact search/{name}"] = Case(ours, theirs, "float32 products", both=False)
-    return collected
+        named[f"exact search/{name}"] = Case(ours, theirs, "float32 products", both=False)
+    return named
 
 
 def _euclidean_search(tokens: Tensor) -> object:
@@ -162,14 +160,14 @@ def _training() -> dict[str, Case]:
 
         return make
 
-    collected, hybrid = {}, "resnet50_hybrid_random32"
+    named, hybrid = {}, "resnet50_hybrid_random32"
     for at, layout in (("8x3x224", torch.contiguous_format), ("8x3x224, channels-last", torch.channels_last)):
         ours, theirs, free = step(hybrid, layout), step("resnet50", layout), step(hybrid, layout, free=True)
-        collected[f"ResNet-50 hybrid random 32, training step/{at}"] = Case(ours, theirs, "timm's resnet50", both=False)
-        collected[f"ResNet-50 hybrid random 32, its branches/{at}"] = Case(
+        named[f"ResNet-50 hybrid random 32, training step/{at}"] = Case(ours, theirs, "timm's resnet50", both=False)
+        named[f"ResNet-50 hybrid random 32, its branches/{at}"] = Case(
             ours, free, "branches that do nothing", both=False
         )
-    return collected
+    return named
 
 
 def convnn_layer(shape: tuple[int, int, int], **options: Any) -> Maker:

@@ -35,7 +35,7 @@ def new_figure(width: float, height: float, *, columns: int = 1) -> tuple[Figure
     return figure, list(axes[0])
 
 
-def draw_neighbours(axes: Axes, image: Tensor, neighbours: NeighbourMap, *, margin: int = 0) -> None:
+def draw_neighbours(axes: Axes, image: Tensor, near: NeighbourMap, *, margin: int = 0) -> None:
     """Draw an image ``(H, W)`` with the query and its neighbours.
 
     Every neighbour has a blue frame and its slot's number, the darker the more similar; where the layer takes a
@@ -52,13 +52,11 @@ def draw_neighbours(axes: Axes, image: Tensor, neighbours: NeighbourMap, *, marg
     for spine in axes.spines.values():
         spine.set_visible(False)
     _outline(axes, (height, width), margin)
-    cell = (height / neighbours.grid[0], width / neighbours.grid[1])
+    cell = (height / near.grid[0], width / near.grid[1])
     point = 72 * axes.get_window_extent().height / axes.figure.dpi / (height + 2 * margin + 0.2)
-    for slot, (position, shade) in enumerate(zip(neighbours.positions, shading(neighbours), strict=True), 1):
-        _mark(
-            axes, position, cell, shade=shade, number=str(slot) if len(neighbours.positions) <= 25 else "", point=point
-        )
-    _frame(axes, neighbours.query, cell, colour=QUERY, width=0.115 * point)
+    for slot, (position, shade) in enumerate(zip(near.positions, shading(near), strict=True), 1):
+        _mark(axes, position, cell, shade=shade, number=str(slot) if len(near.positions) <= 25 else "", point=point)
+    _frame(axes, near.query, cell, colour=QUERY, width=0.115 * point)
 
 
 def _outline(axes: Axes, size: tuple[int, int], margin: int) -> None:
@@ -105,7 +103,7 @@ def _frame(axes: Axes, position: RowCol, cell: tuple[float, float], *, colour: A
     axes.add_patch(Rectangle(corner, *size, zorder=2 if colour != QUERY else 5, **style))
 
 
-def shading(neighbours: NeighbourMap) -> list[float]:
+def shading(near: NeighbourMap) -> list[float]:
     """Return each neighbour's shade in [0, 1]: its weight, or else its similarity, from the least to the largest.
 
     The query, which is most similar to itself, is left out of the range: otherwise the others would look the same.
@@ -113,10 +111,10 @@ def shading(neighbours: NeighbourMap) -> list[float]:
     >>> shading(NeighbourMap((2, 2), (0, 0), ((0, 0), (0, 1), (1, 0), (1, 1)), (9.0, 1.0, 0.5, 0.0)))
     [1.0, 1.0, 0.5, 0.0]
     """
-    values = neighbours.weight or neighbours.similarity
-    others = [
-        value for value, position in zip(values, neighbours.positions, strict=True) if position != neighbours.query
-    ] or list(values)
+    values = near.weight or near.similarity
+    others = [value for value, position in zip(values, near.positions, strict=True) if position != near.query] or list(
+        values
+    )
     low, high = min(others), max(others)
     return [1.0 if high == low else min(1.0, max(0.0, (value - low) / (high - low))) for value in values]
 
@@ -128,11 +126,11 @@ def png(figure: Figure, *, dpi: int = 100, transparent: bool = True) -> bytes:
     return buffer.getvalue()
 
 
-def tile(image: Tensor, neighbours: NeighbourMap, *, margin: int = 0) -> bytes:
+def tile(image: Tensor, near: NeighbourMap, *, margin: int = 0) -> bytes:
     """Return one square PNG of an image ``(H, W)`` with one query's neighbours."""
     figure, axes = new_figure(2.4, 2.4)
     axes[0].set_position((0.01, 0.01, 0.98, 0.98))
-    draw_neighbours(axes[0], image, neighbours, margin=margin)
+    draw_neighbours(axes[0], image, near, margin=margin)
     return png(figure, dpi=120)
 
 
@@ -146,8 +144,8 @@ def spectrum_picture(image: Tensor, maps: Sequence[tuple[str, str, NeighbourMap]
     count = len(maps)
     figure, axes = new_figure(2.75 * count, 4.0, columns=count)
     figure.subplots_adjust(left=0.012, right=0.988, bottom=0.145, top=0.84, wspace=0.06)
-    for panel, (title, text, neighbours) in zip(axes, maps, strict=True):
-        draw_neighbours(panel, image, neighbours, margin=1)
+    for panel, (title, text, near) in zip(axes, maps, strict=True):
+        draw_neighbours(panel, image, near, margin=1)
         panel.set_title(f"{title}\n", color=INK, size=14.5, weight="bold", pad=1)
         panel.text(0.5, 1.025, text, transform=panel.transAxes, ha="center", va="bottom", color=MUTED, size=10.5)
     figure.add_artist(_arrow((0.115, 0.075), (0.885, 0.075)))

@@ -71,35 +71,35 @@ def create_model(
         >>> model.layer1[0].conv1.convnn.candidates
         Random(r=32, seed=None, generator=None)
     """
-    resolved = find_model(name)
-    options = {**resolved.options, **options}
+    entry = find_model(name)
+    options = {**entry.options, **options}
     layer = options.pop("layer", None) if layer is None else layer
     in_channels, image_size = options.pop("in_chans", in_channels), _side(options.pop("img_size", image_size))
     shape = _shape(num_classes, in_channels, image_size)
     swapping = _read({key: options.pop(key) for key in list(options) if key in _SWAP_OPTIONS}, layer)
-    _check_layer(resolved, layer)
-    _check_stem(resolved, stem)
+    _check_layer(entry, layer)
+    _check_stem(entry, stem)
     loads = bool(pretrained or options.get("checkpoint_path"))
-    if loads and not resolved.backbone.pretrained:
-        raise invalid("pretrained", f"False for {resolved.name!r} (it has no pretrained weights)", True, "leave it out")
+    if loads and not entry.backbone.pretrained:
+        raise invalid("pretrained", f"False for {entry.name!r} (it has no pretrained weights)", True, "leave it out")
     takes = input_config(name, image_size, stem)
     graph = late_graph(options, layer)
     wrapper = {} if graph is None else {"feature_cls": graph}
-    model, keep = _build(resolved, stem, shape, {**options, **wrapper, "pretrained": pretrained})
-    describe_images(model, takes, channels=in_channels, resized=stem == "cifar", overrides=_overrides(resolved))
-    if resolved.backbone.prepare is not None:
-        resolved.backbone.prepare(model, layer)
-    architecture: dict[str, Any] = {"name": resolved.name, **shape}
+    model, keep = _build(entry, stem, shape, {**options, **wrapper, "pretrained": pretrained})
+    describe_images(model, takes, channels=in_channels, resized=stem == "cifar", overrides=_overrides(entry))
+    if entry.backbone.prepare is not None:
+        entry.backbone.prepare(model, layer)
+    architecture: dict[str, Any] = {"name": entry.name, **shape}
     if layer is not None:
-        swapping = {**_COMMON, **resolved.backbone.options.get(layer, {}), **swapping}
-        sized = image_size is not None or stem == "cifar" or _has_fixed_size(resolved)
+        swapping = {**_COMMON, **entry.backbone.options.get(layer, {}), **swapping}
+        sized = image_size is not None or stem == "cifar" or _has_fixed_size(entry)
         if sized:
             check_slots(swapping["k"], size=takes.size, padding=swapping.get("candidate_padding"))
         init = swapping.pop("init", _default_init(model, layer, swapping) if loads else "default")
         model = swap_layers(model, layer, init=init, keep=keep, inplace=True, **swapping)
         unused = {*_COMMON, "similarity"} - set(LAYERS[layer].takes)
-        if resolved.backbone.finish is not None:
-            resolved.backbone.finish(model)
+        if entry.backbone.finish is not None:
+            entry.backbone.finish(model)
         architecture |= {"layer": layer, **{key: value for key, value in swapping.items() if key not in unused}}
         if sized:
             check_sizes(model, channels=in_channels, size=takes.size)
@@ -143,67 +143,65 @@ def _read(swapping: dict[str, Any], layer: str | None) -> dict[str, Any]:
     return swapping
 
 
-def _check_layer(resolved: ResolvedName, layer: str | None) -> None:
+def _check_layer(entry: ResolvedName, layer: str | None) -> None:
     if layer is None:
         return
     check_layer(layer)
-    if resolved.name in BACKBONES and layer not in (*resolved.backbone.layers, "conv", "attention"):
+    if entry.name in BACKBONES and layer not in (*entry.backbone.layers, "conv", "attention"):
         others = ", ".join(name for name, other in BACKBONES.items() if layer in other.layers)
-        expected = f"one of {', '.join(map(repr, resolved.backbone.layers))} for {resolved.name}"
+        expected = f"one of {', '.join(map(repr, entry.backbone.layers))} for {entry.name}"
         raise invalid("layer", expected, repr(layer), f"choose one of these, or one of the models {others}")
 
 
-def _check_stem(resolved: ResolvedName, stem: str | None) -> None:
+def _check_stem(entry: ResolvedName, stem: str | None) -> None:
     if stem is None:
         return
     checks.name("stem", stem, STEMS)
-    if stem == "cifar" and resolved.backbone.cifar is None:
+    if stem == "cifar" and entry.backbone.cifar is None:
         having = ", ".join(name for name, one in BACKBONES.items() if one.cifar is not None)
-        expected = f"'imagenet' ({resolved.name} has one stem only)"
+        expected = f"'imagenet' ({entry.name} has one stem only)"
         raise invalid("stem", expected, repr(stem), f"leave it out, or use one of the models {having}")
 
 
-def _has_fixed_size(resolved: ResolvedName) -> bool:
+def _has_fixed_size(entry: ResolvedName) -> bool:
     """True if the model is built for one size of images."""
-    if not resolved.timm:
+    if not entry.timm:
         return True
     import timm
 
-    cfg = timm.get_pretrained_cfg(resolved.timm)
+    cfg = timm.get_pretrained_cfg(entry.timm)
     return cfg is not None and bool(cfg.fixed_input_size)
 
 
 def _build(
-    resolved: ResolvedName, stem: str | None, shape: dict[str, int], options: dict[str, Any]
+    entry: ResolvedName, stem: str | None, shape: dict[str, int], options: dict[str, Any]
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """Return the model before its layers are replaced, and the names of layers to keep."""
-    if not resolved.timm:
+    if not entry.timm:
         for option in options.keys() - {"pretrained", "global_pool"}:
-            raise unknown_name("option", option, sorted({*_SWAP_OPTIONS, "layer"}), f" for {resolved.name}")
+            raise unknown_name("option", option, sorted({*_SWAP_OPTIONS, "layer"}), f" for {entry.name}")
         arguments = {**shape, "global_pool": options.get("global_pool", "avg")}
-        small: Any = MODELS[resolved.name](
-            **{"num_classes": 10, "image_size": input_config(resolved.name).size, **arguments}
-        )
-        small.pretrained_cfg = MODEL_CONFIGS[resolved.name]
+        small: Any = MODELS[entry.name](**{"num_classes": 10, "image_size": input_config(entry.name).size, **arguments})
+        small.pretrained_cfg = MODEL_CONFIGS[entry.name]
         return small, ()
-    arguments = {**resolved.backbone.arguments, "in_chans": shape["in_channels"], **options}
-    classes = shape.get("num_classes", resolved.backbone.num_classes)
+    arguments = {**entry.backbone.arguments, "in_chans": shape["in_channels"], **options}
+    classes = shape.get("num_classes", entry.backbone.num_classes)
     if classes is not None:
         arguments["num_classes"] = classes
     size = shape.get("image_size", 32 if stem == "cifar" else None)
-    if size is not None and _has_fixed_size(resolved):
+    if size is not None and _has_fixed_size(entry):
         arguments["img_size"] = size
-    if stem != "cifar" or resolved.backbone.cifar is None:
-        return _from_timm(resolved.timm, arguments), ()
-    if isinstance(resolved.backbone.cifar, dict):
-        return _from_timm(resolved.timm, {**arguments, **resolved.backbone.cifar}), ()
-    model = _from_timm(resolved.timm, arguments)
-    return model, (resolved.backbone.cifar(model),)
+    if stem != "cifar" or entry.backbone.cifar is None:
+        return _from_timm(entry.timm, arguments), ()
+    if isinstance(entry.backbone.cifar, dict):
+        return _from_timm(entry.timm, {**arguments, **entry.backbone.cifar}), ()
+    model = _from_timm(entry.timm, arguments)
+    return model, (entry.backbone.cifar(model),)
 
 
-def _overrides(resolved: ResolvedName) -> dict[str, Any]:
+def _overrides(entry: ResolvedName) -> dict[str, Any]:
     """Return the entries in which a published network differs from timm's configuration of its backbone."""
-    takes, classes = resolved.backbone.takes, resolved.backbone.num_classes
+    takes, classes = entry.backbone.takes, entry.backbone.num_classes
     entries = {} if takes is None else {"mean": takes.mean, "std": takes.std}
     return entries if classes is None else {**entries, "num_classes": classes}
 

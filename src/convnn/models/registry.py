@@ -113,14 +113,14 @@ def input_config(name: str, image_size: int | None = None, stem: str | None = No
     >>> input_config("small_cnn").size, input_config("resnet18").size, input_config("resnet18", stem="cifar").size
     (32, 224, 32)
     """
-    resolved = find_model(name)
-    takes = resolved.backbone.takes
-    if not resolved.timm:
+    entry = find_model(name)
+    takes = entry.backbone.takes
+    if not entry.timm:
         takes = InputConfig(32)
     elif takes is None:
         import timm
 
-        cfg = timm.get_pretrained_cfg(resolved.timm)
+        cfg = timm.get_pretrained_cfg(entry.timm)
         takes = InputConfig(224)
         if cfg is not None:
             takes = InputConfig(int(cfg.input_size[-1]), tuple(cfg.mean), tuple(cfg.std))

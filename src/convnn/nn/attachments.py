@@ -24,9 +24,8 @@ def check_no_attachments(argument: str, layer: nn.Module) -> None:
     """Raise ConvNNError for a layer that is lazy, parametrised (weight norm) or hooked."""
     name = type(layer).__name__
     if isinstance(layer, LazyModuleMixin):
-        raise invalid(
-            argument, "a layer with its weights", name, "run the model once, so that its lazy layers are made"
-        )
+        fix = "run the model once, so that its lazy layers are made"
+        raise invalid(argument, "a layer with its weights", name, fix)
     if parametrize.is_parametrized(layer):
         fix = "remove the parametrisation (e.g. weight norm) first"
         raise invalid(argument, "a layer without parametrisations", name, fix)

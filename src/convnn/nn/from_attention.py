@@ -87,11 +87,9 @@ def check_multihead(attention: object) -> None:
         expected = "nn.MultiheadAttention itself, not a subclass with its own forward"
         raise invalid("attention", expected, type(attention).__name__, fix)
     if not attention._qkv_same_embed_dim:
-        raise invalid(
-            "attention", "kdim = vdim = embed_dim", (attention.kdim, attention.vdim), "project keys and values first"
-        )
+        widths, fix = (attention.kdim, attention.vdim), "project keys and values first"
+        raise invalid("attention", "kdim = vdim = embed_dim", widths, fix)
     check_dtype("attention", attention.in_proj_weight.dtype)
     if attention.bias_k is not None or attention.add_zero_attn:
-        raise invalid(
-            "attention", "no add_bias_kv and no add_zero_attn", "one that has them", "append such keys to the input"
-        )
+        fix = "append such keys to the input"
+        raise invalid("attention", "no add_bias_kv and no add_zero_attn", "one that has them", fix)

@@ -70,9 +70,7 @@ def candidate_padding(value: object, layer: Any) -> tuple[int, ...]:
     if value != "same":
         return resolve_padding(value, (0,) * layer.dims, "candidate_padding")
     if set(layer.stride) != {1}:
-        raise invalid(
-            "candidate_padding", "numbers or 'valid' with a stride", "'same'", "give numbers, as nn.Conv*d wants"
-        )
+        raise invalid("candidate_padding", "numbers or 'valid' with a stride", "'same'", "give numbers")
     candidates = layer.candidates if isinstance(layer.candidates, Window) else "all"
     window = whole_window(candidates, layer.k or 0, layer.dims) or whole_window("all", layer.k or 0, layer.dims)
     if window is None:
@@ -105,10 +103,8 @@ def conv_geometry(conv: nn.Module, conv_type: type[Conv]) -> tuple[tuple[int, ..
         raise invalid("conv", f"an nn.{conv_type.__name__}", type(conv).__name__, fix)
     check_no_attachments("conv", conv)
     if not is_plain_conv(conv, conv_type):
-        fix = "replace it by a plain convolution first"
-        raise invalid(
-            "conv", f"nn.{conv_type.__name__} itself, not a subclass with its own forward", type(conv).__name__, fix
-        )
+        expected = f"nn.{conv_type.__name__} itself, not a subclass with its own forward"
+        raise invalid("conv", expected, type(conv).__name__, "replace it by a plain convolution first")
     if 0 in (conv.in_channels, conv.out_channels):
         got = f"{conv.in_channels} -> {conv.out_channels}"
         raise invalid("conv", "at least one input and one output channel", got, "leave such a layer out")

@@ -79,10 +79,8 @@ class LayerOptions:
         """Raise ConvNNError for a projection or a norm of queries and keys that would have no gradient."""
         similarity, fix = self.similarity, f"leave {argument} out, or use weighting='softmax' or 'identity'"
         if self.weighting == "ones":
-            expected = (
-                "False with weighting='ones' (similarities then only choose, and no gradient flows through a choice)"
-            )
-            raise invalid(argument, expected, True, fix)
+            reason = "similarities then only choose, and no gradient flows through a choice"
+            raise invalid(argument, f"False with weighting='ones' ({reason})", True, fix)
         if similarity == "spatial" or (isinstance(similarity, Blend) and similarity.lam == 0):
             expected = f"False with similarity={similarity!r} (which compares positions alone)"
             raise invalid(argument, expected, True, f"leave {argument} out, or compare features")

@@ -39,11 +39,8 @@ def _(value: Tensor, slots: Tensor, bias: Tensor | None, candidates: Tensor, ind
     query_grid, channels_first = layout
     batch, queries, out = index.shape[0], index.shape[1], slots.shape[1]
     self_rows = _self_rows(value, query_grid, channels_first)
-    mixed = (
-        map_product(self_rows, slots[0], bias)
-        if channels_first
-        else product(self_rows, slots[0], bias).view(1, -1, out)
-    )
+    mixed = (map_product if channels_first else product)(self_rows, slots[0], bias)
+    mixed = mixed if channels_first else mixed.view(1, -1, out)
     if index.numel():
         candidates, index = _merge_outside(candidates, index)
         rows = gather_or_zero(value, candidates).flatten(0, 1)
