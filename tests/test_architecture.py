@@ -76,7 +76,7 @@ MAX_FUNCTION_LINES = 60
 MAX_POSITIONAL = 3  # of public functions and constructors; tensors, self, cls and ctx do not count
 MAX_POSITIONAL_PRIVATE = 5  # of helpers, whose calls all stand in one file
 POSITIONAL_EXCEPTIONS = {
-    # What these stand in for takes so many, and they take them in the same order.
+    # The layers that these replace take so many, in the same order.
     ("nn.convnn", "__init__"): 11,
     ("nn.hybrid", "__init__"): 11,
     ("nn.attention", "__init__"): 14,

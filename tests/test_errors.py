@@ -295,7 +295,7 @@ def test_no_name_is_suggested_for_what_is_no_name(argument: str) -> None:
     assert "did you mean" not in str(caught.value)
 
 
-def test_a_large_tensor_in_the_place_of_a_name_is_not_printed() -> None:
+def test_a_large_tensor_instead_of_a_name_is_not_printed() -> None:
     with pytest.raises(ConvNNError, match="similarity") as caught:
         search(similarity=X)
     assert len(str(caught.value)) < 400

@@ -223,7 +223,7 @@ def test_grid_candidates_of_a_map_are_the_product_of_its_axes(height, width, dat
 # --------------------------------------------------------------------------------------------------- places on a grid
 @few
 @given(grids, st.data())
-def test_spatial_neighbours_are_the_nearest_places(grid, data):
+def test_spatial_neighbours_are_the_nearest_positions(grid, data):
     """Chebyshev, then Euclidean distance, then raster order; for any grid, any k, with and without the own slot."""
     everywhere = places(grid)
     k = data.draw(st.integers(1, len(everywhere)))
@@ -254,7 +254,7 @@ def shifted(at: int, size: int, dilation: int, length: int) -> range:
 
 @few
 @given(grids, st.data())
-def test_window_candidates_are_the_places_inside(grid, data):
+def test_window_candidates_are_the_positions_inside(grid, data):
     """Both borders, with dilation: the candidates of a query are all that it can reach, each once."""
     sizes: list[int] = []
     dilations: list[int] = []

@@ -71,7 +71,7 @@ def test_the_search_may_be_padded_otherwise(to, name, padding):
 
 
 @pytest.mark.parametrize("to", ["convnn", "hybrid"])
-def test_the_queries_stand_where_the_kernel_s_centres_do(to):
+def test_the_queries_are_the_kernel_s_centres(to):
     """With spatial neighbours, an output depends on the same inputs as the convolution's."""
     conv = nn.Conv2d(1, 2, 3, stride=2, padding=1)
     x = torch.randn(1, 1, 7, 7)

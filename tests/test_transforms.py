@@ -126,7 +126,7 @@ def test_an_ensemble_of_parameters() -> None:
     torch.testing.assert_close(y, torch.stack([layer(x), 2 * layer(x)]))
 
 
-def test_random_candidates_in_training_are_drawn_as_vmap_is_told() -> None:
+def test_random_candidates_in_training_follow_vmap_s_randomness() -> None:
     layer, parameters, x = make("random")
     layer.train()
     run = vmap(lambda x: functional_call(layer, parameters, (x.unsqueeze(0),)), randomness="same")

@@ -48,12 +48,12 @@ COMMANDS = {
     "bench": Command(
         "bench.settings:BenchSettings",
         "bench.run:run_bench",
-        "time the layers on this machine beside what they stand in for (minutes)",
+        "time the layers on this machine beside what they replace (minutes)",
     ),
     "profile": Command(
         "accounting.settings:ProfileSettings",
         "accounting.commands:run_profile",
-        "tell what a model costs: parameters, FLOPs, activation memory and milliseconds",
+        "report what a model costs: parameters, FLOPs, activation memory and milliseconds",
     ),
     "table": Command(
         "accounting.settings:TableSettings",
@@ -81,7 +81,7 @@ def overview() -> str:
     calls = [f"  {call.ljust(wide)}  {text}" for call, text in FIRST]
     return "\n".join([
         f"convnn {__version__}: one operator that runs from convolution to attention.", "",
-        "Commands (convnn COMMAND --help tells a command's options):", *commands, "",
+        "Commands (convnn COMMAND --help lists a command's options):", *commands, "",
         "Try first:", *calls,
     ])  # fmt: skip
 

@@ -33,7 +33,7 @@ def test_all_candidates(batch, impl):
     ids=["random", "grid", "positions"],
 )
 @pytest.mark.parametrize("batch", [1, 3])
-def test_few_candidates_meet_the_slot_matrices_once(candidates, r, batch):
+def test_few_candidates_are_multiplied_by_the_slot_matrices_once(candidates, r, batch):
     search, aggregation = 2 * N * r * 6, 2 * (N + r * 4) * 6 * 10
     assert flops(ConvNN2d(6, 10, k=5, candidates=candidates), batch, 6, *GRID) == batch * (search + aggregation)
 

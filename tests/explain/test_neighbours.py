@@ -14,7 +14,7 @@ def test_convolution_gathers_its_window_in_raster_order():
     assert (found.grid, found.query, found.weight) == ((5, 6), (2, 4), ())
 
 
-def test_padding_lies_outside_the_map():
+def test_padding_is_outside_the_map():
     found = neighbour_map(nn.Conv2d(2, 2, 3, padding=1), torch.randn(1, 2, 5, 6), (0, 0))
     assert found.positions[0] == (-1, -1)
     assert found.inside() == [False, False, False, False, True, True, False, True, True]

@@ -153,7 +153,7 @@ def test_attention_to_every_token_with_loaded_weights_is_the_original(checkpoint
             torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
 
 
-def test_a_hybrid_keeps_the_loaded_weights_that_have_a_place(checkpoints):
+def test_a_hybrid_keeps_the_loaded_weights_that_fit(checkpoints):
     theirs, file = checkpoints["resnet18"]
     overlay = {"pretrained": True, "pretrained_cfg_overlay": {"file": file}}
     ours = create_model("resnet18", num_classes=5, layer="hybrid", branch_ratio=0.25, **overlay)

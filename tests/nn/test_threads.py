@@ -23,7 +23,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_threads_do_not_meet_in_a_layer(name: str) -> None:
+def test_threads_do_not_interfere_in_a_layer(name: str) -> None:
     layer = LAYERS[name]().eval()
     sizes = [(8, 8)] * 6 if name == "attention" else [(8, 8), (5, 9), (7, 6), (8, 5), (6, 6), (9, 9)]
     maps = [torch.randn(2, 4, *size) for size in sizes]
