@@ -206,7 +206,7 @@ POSITIONS: dict[str, Misuse] = {
     "query grid outside": (
         lambda: search(query_index=A_SHIFTED_QUERY_GRID), "query_index", ("inside the grid (12,)", "QueryGrid")),
     "query grid of other axes": (
-        lambda: search(query_index=QueryGrid((0,), (12,), (1,)), grid=GRID), "query_index", ("2 axes", "origin=(0,)")),
+        lambda: search(query_index=QueryGrid((0,), (12,), (1,)), grid=GRID), "query_index", ("2 axes", "offset=(0,)")),
     "query grid of numbers": (lambda: search(query_index=QueryGrid(0, 12, 1)), "query_index", ("per axis",)),
     "cross-attention by position": (
         lambda: search(X[:, :5], similarity="spatial"), "similarity", ("pass query_index",)),

@@ -164,17 +164,17 @@ def query_index(value: object, queries: int, keys_grid: tuple[int, ...], *, devi
 
 
 def _query_grid(value: QueryGrid, queries: int, keys_grid: tuple[int, ...]) -> None:
-    axes = (value.origin, value.shape, value.stride)
+    axes = (value.offset, value.shape, value.stride)
     if not all(isinstance(part, tuple) and len(part) == len(keys_grid) for part in axes):
-        fix = "give origin, shape and stride as tuples with one number per axis"
+        fix = "give offset, shape and stride as tuples with one number per axis"
         raise invalid("query_index", f"a query grid of {len(keys_grid)} axes", value, fix)
     if math.prod(value.shape) != queries:
         fix = "give the shape of the queries' map"
         raise invalid("query_index", f"a query grid of {queries} queries", value.shape, fix)
-    for origin, count, stride, size in zip(*axes, keys_grid, strict=True):
-        if origin < 0 or stride < 1 or origin + (count - 1) * stride >= size:
+    for offset, count, stride, size in zip(*axes, keys_grid, strict=True):
+        if offset < 0 or stride < 1 or offset + (count - 1) * stride >= size:
             expected = f"a query grid inside the grid {keys_grid}"
-            raise invalid("query_index", expected, value, "lower origin, shape or stride")
+            raise invalid("query_index", expected, value, "lower offset, shape or stride")
 
 
 def key_padding_mask(value: object, tokens: Tensor) -> None:

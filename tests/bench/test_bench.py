@@ -55,7 +55,7 @@ def test_gather_and_einsum_is_what_knn_gather_computes(depthwise: bool, monkeypa
         outputs.append(layer(x))
         return lambda: None
 
-    for module, make in ((cases, cases.given_neighbours), (comparators, comparators.gather_and_einsum)):
+    for module, make in ((cases, cases.given_neighbors), (comparators, comparators.gather_and_einsum)):
         monkeypatch.setattr(module, "step_of", keep)
         torch.manual_seed(0)
         make((2, 4, 5), depthwise=depthwise)(False)  # type: ignore[operator]

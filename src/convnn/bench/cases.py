@@ -68,7 +68,7 @@ def _aggregations() -> dict[str, Case]:
         at = "x".join(map(str, shape))
         for name, depthwise in (("depthwise", True), ("sum", False)):
             theirs = comparators.gather_and_einsum(shape, depthwise=depthwise)
-            ours = given_neighbours(shape, depthwise=depthwise)
+            ours = given_neighbors(shape, depthwise=depthwise)
             named[f"{name}, neighbours given/{at}"] = Case(ours, theirs, "gather + einsum")
     return named
 
@@ -102,7 +102,7 @@ def _searches() -> dict[str, Case]:
             at = "x".join(map(str, shape))
             named[f"search vs {name}/{at}"] = Case(ours, _search_of(_tokens_of_map(shape), search), name, both=False)
     for name, tokens in EUCLIDEAN_TOKENS.items():
-        theirs = _search_of(tokens, comparators.search_around_one_centre)
+        theirs = _search_of(tokens, comparators.search_around_one_center)
         ours = _search_of(tokens, _euclidean_search)
         named[f"exact search/{name}"] = Case(ours, theirs, "float32 products", both=False)
     return named
@@ -207,7 +207,7 @@ def stage(shape: tuple[int, int, int], *, shared: bool) -> Maker:
     return lambda grad: step_of(_Stage(shape[1], shared=shared), features(shape), grad)
 
 
-def given_neighbours(shape: tuple[int, int, int], *, depthwise: bool) -> Maker:
+def given_neighbors(shape: tuple[int, int, int], *, depthwise: bool) -> Maker:
     """The aggregation alone, of given neighbours: a depthwise weight per slot, or a sum weighted by softmax."""
 
     def make(grad: bool) -> Step:

@@ -134,7 +134,7 @@ def _distances_and_topk(tokens: Tensor) -> object:
     return torch.cdist(tokens, tokens).topk(K, largest=False)
 
 
-def search_around_one_centre(tokens: Tensor) -> Tensor:
+def search_around_one_center(tokens: Tensor) -> Tensor:
     """Search by float32 products alone, which is exact only for tokens around one point."""
     around = tokens - tokens.mean(1, keepdim=True)
     return nearest(around, around, -0.5 * around.square().sum(-1), None, None, K, False)

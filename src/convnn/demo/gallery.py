@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..explain.neighbours import NeighbourMap, RowCol, neighbour_maps
+from ..explain.neighbors import NeighborMap, RowCol, neighbor_maps
 from ..explain.plots import tile
 
 DIGITS = (3, 8, 0)
@@ -25,7 +25,7 @@ class Panel:
     title: str
     text: str
     image: Tensor
-    neighbours: NeighbourMap
+    neighbors: NeighborMap
 
 
 def choose_digits(images: Tensor, labels: Tensor, *, digits: Sequence[int] = DIGITS) -> list[int]:
@@ -57,7 +57,7 @@ def gathered(
     """Return a panel for every network in ``rows``: the neighbours of a pixel in its last layer that gathers any."""
     panels = []
     for key, row in rows.items():
-        maps = neighbour_maps(models[key], image, query)
+        maps = neighbor_maps(models[key], image, query)
         panels.append(Panel(key, row["title"], row["text"], image[0], list(maps.values())[-1]))
     return panels
 
@@ -66,7 +66,7 @@ def tiles_html(galleries: Sequence[Sequence[Panel]], captions: Sequence[str]) ->
     """Return the HTML of the pictures: a group for every image (the first one open), a tile for every network."""
     groups: list[str] = []
     for panels, caption in zip(galleries, captions, strict=True):
-        tiles = "".join(_tile(panel, padded=not all(all(p.neighbours.inside()) for p in panels)) for panel in panels)
+        tiles = "".join(_tile(panel, padded=not all(all(p.neighbors.inside()) for p in panels)) for panel in panels)
         opened = " open" if not groups else ""
         summary = f"<summary>{html.escape(caption)}</summary>"
         groups.append(f'<details class="digit"{opened}>{summary}<div class="tiles">{tiles}</div></details>')
@@ -74,11 +74,11 @@ def tiles_html(galleries: Sequence[Sequence[Panel]], captions: Sequence[str]) ->
 
 
 def _tile(panel: Panel, *, padded: bool) -> str:
-    outside = panel.neighbours.inside().count(False)
-    margin = int(padded and not panel.neighbours.weight)
-    data = base64.b64encode(tile(panel.image, panel.neighbours, margin=margin)).decode()
-    words = f"{panel.title}: query at row {panel.neighbours.query[0]}, column {panel.neighbours.query[1]}; gathers "
-    words += ", ".join(f"({row}, {column})" for row, column in panel.neighbours.positions[:9])
+    outside = panel.neighbors.inside().count(False)
+    margin = int(padded and not panel.neighbors.weight)
+    data = base64.b64encode(tile(panel.image, panel.neighbors, margin=margin)).decode()
+    words = f"{panel.title}: query at row {panel.neighbors.query[0]}, column {panel.neighbors.query[1]}; gathers "
+    words += ", ".join(f"({row}, {column})" for row, column in panel.neighbors.positions[:9])
     note = f"{panel.text}" + (f"; {outside} in the padding" if outside and panel.key != "conv" else "")
     caption = f"<b>{html.escape(panel.title)}</b>{html.escape(note)}"
     picture = (

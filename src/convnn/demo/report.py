@@ -43,7 +43,7 @@ def write_report(
 
 
 def _words(panel: Panel) -> tuple[str, str, Any]:
-    return panel.title, panel.text, panel.neighbours
+    return panel.title, panel.text, panel.neighbors
 
 
 def page(results: Mapping[str, Any], pictures: str) -> str:

@@ -100,8 +100,8 @@ def _nearest_euclidean(query: Tensor, key: Tensor, factor: Tensor | None, *rest:
     ONNX has no ``cdist``, and the differences of all pairs are C times as many numbers.
     """
     query_position, key_position, masked, skip, k, stable = rest
-    centre = key.nan_to_num(0, 0, 0).mean(1, keepdim=True).double()
-    query, key = query.double() - centre, key.double() - centre
+    center = key.nan_to_num(0, 0, 0).mean(1, keepdim=True).double()
+    query, key = query.double() - center, key.double() - center
     if factor is not None and query_position is not None:
         query = torch.cat([query * factor, query_position.double().expand(query.shape[0], -1, -1)], 2)
         key = torch.cat([key * factor, key_position.double().expand(query.shape[0], -1, -1)], 2)

@@ -57,7 +57,7 @@ class Conv(Implementation):
             raise TypeError("geometry")
         radius = tuple(size // 2 * dilation for size, dilation in zip(*window, strict=True))
         zeros = described.padding_mode == "zeros" or not any(described.padding)
-        if zeros and radius == described.queries.origin:
+        if zeros and radius == described.queries.offset:
             x = geometry.view_map(gather.value, described.sizes) if gather.source is None else gather.source
             return _convolve(search, gather, x, window, described.padding)
         search, gather = plan.with_padding(search, gather)
@@ -67,8 +67,8 @@ class Conv(Implementation):
 def _fits(problem: Search, queries: QueryGrid, size: tuple[int, ...], dilation: tuple[int, ...]) -> bool:
     for axis, length in enumerate(problem.grid):
         radius = size[axis] // 2 * dilation[axis]
-        last = queries.origin[axis] + (queries.shape[axis] - 1) * queries.stride[axis]
-        if queries.origin[axis] < radius or last + radius > length - 1:
+        last = queries.offset[axis] + (queries.shape[axis] - 1) * queries.stride[axis]
+        if queries.offset[axis] < radius or last + radius > length - 1:
             return False
     return True
 
@@ -88,7 +88,7 @@ def _covered(problem: Search, aggregation: Gather, grid: tuple[int, ...], window
     for axis, (size, dilation) in enumerate(zip(*window, strict=True)):
         radius = size // 2 * dilation
         reach = (queries.shape[axis] - 1) * queries.stride[axis] + 2 * radius + 1
-        x = x.narrow(2 + axis, queries.origin[axis] - radius, reach)
+        x = x.narrow(2 + axis, queries.offset[axis] - radius, reach)
     return x
 
 

@@ -76,9 +76,9 @@ class ProjectFirst(Implementation):
         if search.query is search.key:
             x = geometry.view_map(search.key, described.sizes)
             inside = tuple(
-                [start - amount for start, amount in zip(described.queries.origin, described.padding, strict=True)]
+                [start - amount for start, amount in zip(described.queries.offset, described.padding, strict=True)]
             )
-            queries = dataclasses.replace(described.queries, origin=inside)
+            queries = dataclasses.replace(described.queries, offset=inside)
             search = search._replace(query=geometry.to_tokens(geometry.subsample(x, queries)))
         others = nearest.among_tokens(search, gather_or_zero(search.key.detach(), keys))
         out = _mix_map(search, gather, others, described.padding, by_channels=not described.channels_last)
@@ -132,12 +132,12 @@ def _mix_map(
         raise TypeError("weight")
     dtype = autocast_dtype(aggregation.value)
     grid = [size - 2 * amount for size, amount in zip(problem.grid, padding, strict=True)]
-    origin = [start - amount for start, amount in zip(queries.origin, padding, strict=True)]
+    offset = [start - amount for start, amount in zip(queries.offset, padding, strict=True)]
     slots = geometry.match_gradient_layout(weight).to(dtype).permute(2, 0, 1).contiguous()
     keys = geometry.without_padding(_candidate_keys(problem), problem.grid, padding)
     mixed: Tensor = sampled_mix(
         aggregation.value.to(dtype), slots, None if bias is None else bias.to(dtype), keys, others,
-        [*grid, *queries.shape, *origin, *queries.stride], by_channels,
+        [*grid, *queries.shape, *offset, *queries.stride], by_channels,
     )  # fmt: skip
     return mixed
 
@@ -146,7 +146,7 @@ def _self_values(problem: Search, value: Tensor) -> Tensor:
     """Return the queries' own values ``(B, N, C)``."""
     query_grid = problem.query_index
     if isinstance(query_grid, QueryGrid):
-        return query_rows(value, [*problem.grid, *query_grid.shape, *query_grid.origin, *query_grid.stride]).flatten(
+        return query_rows(value, [*problem.grid, *query_grid.shape, *query_grid.offset, *query_grid.stride]).flatten(
             1, -2
         )
     return value[:, query_grid]

@@ -66,10 +66,10 @@ def _adapted(weight: Tensor, shape: torch.Size, name: str, *, channels: int, sou
     if tuple(shape) != expected or weight.shape[1] < source:
         fix = f"use in_chans={source}"
         raise invalid("in_chans", f"{source}, as the saved {name} of shape {tuple(weight.shape)}", channels, fix)
-    colours, others = weight[:, :source], weight[:, source:]
+    colors, others = weight[:, :source], weight[:, source:]
     if channels == 1:
-        adapted = colours.sum(1, keepdim=True)
+        adapted = colors.sum(1, keepdim=True)
     else:
         copies = [1, math.ceil(channels / source), *(1 for _ in weight.shape[2:])]
-        adapted = colours.repeat(copies)[:, :channels] * (source / channels)
+        adapted = colors.repeat(copies)[:, :channels] * (source / channels)
     return torch.cat([adapted, others], 1)

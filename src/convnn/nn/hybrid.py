@@ -141,7 +141,7 @@ class _HybridConvNN(Leaf):
             convolution: Any = self.conv_type
             self.conv = convolution(
                 conv_channels, out_channels - share, self.kernel_size, dilation=self.dilation, bias=bias,
-                padding=self.padding if self._has_centre() else "same",
+                padding=self.padding if self._has_center() else "same",
                 groups=max(groups - self.convnn_groups, 1) if groups > 1 else 1, **shared,
             )  # fmt: skip
         self.mix = self.conv_type(out_channels, out_channels, 1, device=device, dtype=dtype)
@@ -154,7 +154,7 @@ class _HybridConvNN(Leaf):
             raise invalid("kernel_size", expected, kernel, "use an odd kernel")
         return kernel
 
-    def _has_centre(self) -> bool:
+    def _has_center(self) -> bool:
         return all(size % 2 for size in self.kernel_size)
 
     def _divide_groups(self, share: int) -> int:

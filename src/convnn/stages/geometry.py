@@ -116,10 +116,10 @@ def whole_window(candidates: object, k: int, dims: int) -> tuple[tuple[int, ...]
 
 def subsample(x: Tensor, query_grid: QueryGrid) -> Tensor:
     """View the queries' positions of a map ``(B, C, *grid)``."""
-    for axis, (origin, count, stride) in enumerate(
-        zip(query_grid.origin, query_grid.shape, query_grid.stride, strict=True)
+    for axis, (offset, count, stride) in enumerate(
+        zip(query_grid.offset, query_grid.shape, query_grid.stride, strict=True)
     ):
-        x = x.narrow(2 + axis, origin, (count - 1) * stride + 1)
+        x = x.narrow(2 + axis, offset, (count - 1) * stride + 1)
         if stride > 1:
             x = x[(slice(None),) * (2 + axis) + (slice(None, None, stride),)]
     return x

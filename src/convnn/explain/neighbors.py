@@ -21,7 +21,7 @@ RowCol = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class NeighbourMap:
+class NeighborMap:
     """The positions that one layer gathers for one query, in slot order.
 
     Attributes:
@@ -43,9 +43,9 @@ class NeighbourMap:
         return [0 <= row < self.grid[0] and 0 <= column < self.grid[1] for row, column in self.positions]
 
 
-def neighbour_map(
+def neighbor_map(
     layer: nn.Module, x: Tensor, query: RowCol, *, grid: RowCol | None = None, prefix: int = 0, head: int = 0
-) -> NeighbourMap:
+) -> NeighborMap:
     """Return the neighbours of the output position ``query`` in ``layer``, for the first sample of ``x``.
 
     Args:
@@ -62,7 +62,7 @@ def neighbour_map(
 
     Example:
         >>> conv = nn.Conv2d(1, 1, 3, padding=1)
-        >>> neighbour_map(conv, torch.zeros(1, 1, 4, 4), (1, 2)).positions[:3]
+        >>> neighbor_map(conv, torch.zeros(1, 1, 4, 4), (1, 2)).positions[:3]
         ((0, 1), (0, 2), (0, 3))
     """
     finder = _finder(layer)
@@ -82,10 +82,10 @@ def neighbour_map(
     kept = index >= prefix
     positions = tuple(divmod(int(i) - prefix, grid[1]) for i in index[kept])
     weight = tuple(similarity.softmax(-1)[kept].tolist())
-    return NeighbourMap(grid, query, positions, tuple(similarity[kept].tolist()), weight)
+    return NeighborMap(grid, query, positions, tuple(similarity[kept].tolist()), weight)
 
 
-def _of_map(layer: Any, neighbors: Neighbors, x: Tensor, query: RowCol) -> NeighbourMap:
+def _of_map(layer: Any, neighbors: Neighbors, x: Tensor, query: RowCol) -> NeighborMap:
     """Convert indices of the padded map, in raster order, to rows and columns of the map without padding."""
     grid, outputs = _sizes(layer, x)
     top, left = padding = layer.candidate_padding
@@ -95,7 +95,7 @@ def _of_map(layer: Any, neighbors: Neighbors, x: Tensor, query: RowCol) -> Neigh
     positions = tuple((int(i) // columns - top, int(i) % columns - left) for i in index)
     position = tuple(q * s + m - p for q, s, m, p in zip(query, layer.stride, layer.query_margin, padding, strict=True))
     weight = tuple(similarity.softmax(-1).tolist()) if layer.weighting == "softmax" else ()
-    return NeighbourMap(grid, (position[0], position[1]), positions, tuple(similarity.tolist()), weight)
+    return NeighborMap(grid, (position[0], position[1]), positions, tuple(similarity.tolist()), weight)
 
 
 def _sizes(layer: Any, x: Tensor) -> tuple[RowCol, RowCol]:
@@ -159,31 +159,31 @@ def _keeper(
     return keep
 
 
-def neighbour_maps(model: nn.Module, image: Tensor, query: RowCol) -> dict[str, NeighbourMap]:
+def neighbor_maps(model: nn.Module, image: Tensor, query: RowCol) -> dict[str, NeighborMap]:
     """Return the neighbours of one pixel of an image ``(C, H, W)`` in every layer of a model, by the layer's name.
 
     The query is the position of each layer's output that contains the pixel. Token grids and class tokens are read from
     timm's attributes (``patch_embed.grid_size``, ``num_prefix_tokens``). Left out are kernels of a single position, and
     even ones (patch embeddings).
 
-    >>> maps = neighbour_maps(nn.Sequential(nn.Conv2d(1, 4, 3, padding=1)), torch.zeros(1, 8, 8), (2, 5))
+    >>> maps = neighbor_maps(nn.Sequential(nn.Conv2d(1, 4, 3, padding=1)), torch.zeros(1, 8, 8), (2, 5))
     >>> maps["0"].query
     (2, 5)
     """
     height, width = image.shape[-2:]
     patches: RowCol | None = getattr(getattr(model, "patch_embed", None), "grid_size", None)
     prefix = int(getattr(model, "num_prefix_tokens", 0))
-    maps: dict[str, NeighbourMap] = {}
+    maps: dict[str, NeighborMap] = {}
     for name, (layer, x) in capture_inputs(model, image.unsqueeze(0)).items():
         if isinstance(layer, nn.Conv2d) and (max(layer.kernel_size) == 1 or any(k % 2 == 0 for k in layer.kernel_size)):
             continue
         if x.dim() == 4:
-            maps[name] = neighbour_map(layer, x, _nearest_output(layer, x, (query[0] / height, query[1] / width)))
+            maps[name] = neighbor_map(layer, x, _nearest_output(layer, x, (query[0] / height, query[1] / width)))
         else:
             side = math.isqrt(x.shape[1] - prefix)
             grid = patches or (side, side)
             position = (query[0] * grid[0] // height, query[1] * grid[1] // width)
-            maps[name] = neighbour_map(layer, x, position, grid=grid, prefix=prefix)
+            maps[name] = neighbor_map(layer, x, position, grid=grid, prefix=prefix)
     return maps
 
 
