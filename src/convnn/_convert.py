@@ -104,7 +104,7 @@ def convert(
         The converted model; ``conversion_report`` lists what was replaced.
 
     Raises:
-        ConvNNError: no layer was selected, none of the chosen could be replaced, or an option does not exist.
+        ConvNNError: no layer was selected, none of them could be replaced, or an option does not exist.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))

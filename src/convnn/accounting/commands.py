@@ -47,9 +47,9 @@ def _model_and_input(settings: ProfileSettings) -> tuple[nn.Module, Tensor]:
         from ..models import from_pretrained
 
         model = from_pretrained(settings.model).to(device)
-        made = config_of(model)
-        size = input_config(made["name"], settings.image_size or made.get("image_size"), made.get("stem")).size
-        channels = int(made.get("in_channels", 3))
+        config = config_of(model)
+        size = input_config(config["name"], settings.image_size or config.get("image_size"), config.get("stem")).size
+        channels = int(config.get("in_channels", 3))
     else:
         # Only the times depend on more than the shapes of the weights.
         with device:

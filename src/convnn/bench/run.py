@@ -20,7 +20,7 @@ def run_bench(settings: BenchSettings) -> dict[str, Any]:
     """Measure, print a line for each way of every case, write the record to ``json``, and return it."""
     if settings.tuned_allocator:
         tune_allocator()
-    names = chosen(settings)
+    names = selected(settings)
     record: dict[str, Any] = {"command": shlex.join(["convnn", *sys.argv[1:]]), **machine()}
     record |= {
         "processes": settings.processes,
@@ -42,7 +42,7 @@ def run_bench(settings: BenchSettings) -> dict[str, Any]:
     return record
 
 
-def chosen(settings: BenchSettings) -> list[str]:
+def selected(settings: BenchSettings) -> list[str]:
     """Return the names of the cases to measure."""
     if settings.only:
         return [name for name in cases() if settings.only in name]

@@ -104,8 +104,8 @@ class PretrainedModel(
         strict: bool = True,
         **download: Any,
     ) -> PretrainedModel:
-        found = from_pretrained(model_id, map_location=map_location, dtype=dtype, strict=strict, **download)
-        return cls(found).eval()
+        model = from_pretrained(model_id, map_location=map_location, dtype=dtype, strict=strict, **download)
+        return cls(model).eval()
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """Write the model card: what the model is, and how to load it; ``about`` and ``repo_id`` may be given."""
