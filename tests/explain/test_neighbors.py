@@ -33,8 +33,8 @@ def test_feature_neighbours_are_those_of_the_layer():
     found = neighbor_map(layer, x, (3, 2))
     raw = layer.neighbors(x)
     row = 3 * 7 + 2
-    for place, index in zip(found.positions, raw.index[0, row].tolist(), strict=True):
-        assert (place[0] + 1) * (7 + 4) + place[1] + 2 == index
+    for position, index in zip(found.positions, raw.index[0, row].tolist(), strict=True):
+        assert (position[0] + 1) * (7 + 4) + position[1] + 2 == index
     assert found.positions[0] == found.query == (3, 2)
     assert found.similarity == pytest.approx(raw.similarity[0, row].tolist())
 

@@ -40,9 +40,9 @@ def test_tiles_are_the_same_in_threads_and_leave_pyplot_alone():
 
 
 def test_many_neighbours_go_without_numbers():
-    places = tuple((row, column) for row in range(6) for column in range(6))
-    weight = tuple(1 / 36 for _ in places)
-    assert len(tile(torch.zeros(6, 6), NeighborMap((6, 6), (0, 0), places, weight, weight))) > 500
+    positions = tuple((row, column) for row in range(6) for column in range(6))
+    weight = tuple(1 / 36 for _ in positions)
+    assert len(tile(torch.zeros(6, 6), NeighborMap((6, 6), (0, 0), positions, weight, weight))) > 500
 
 
 def test_shading_runs_from_the_least_to_the_largest_neighbour():

@@ -103,7 +103,7 @@ def test_the_draws_of_training_are_those_of_a_padded_copy() -> None:
     "options",
     [
         {"candidates": Random(12), "candidate_padding": 1, "padding_mode": "reflect"},
-        {"candidates": Random(12), "candidate_padding": 2, "query_margin": 1},  # some queries stand in the padding
+        {"candidates": Random(12), "candidate_padding": 2, "query_margin": 1},  # some queries are in the padding
         {"candidates": Random(12), "candidate_padding": 1, "weighting": "softmax"},
         {"candidates": Random(12), "candidate_padding": 1, "value_coordinates": True},
         {"candidates": Random(12), "candidate_padding": 1, "projection": True, "weighting": "softmax"},

@@ -33,7 +33,7 @@ class Conv(Implementation):
         if search.include_self or search.key_padding_mask is not None:
             return "include_self and key_padding_mask change the slots"
         if not isinstance(search.query_index, QueryGrid):
-            return "the queries are not known to stand on a query grid"
+            return "the queries are not known to form a query grid"
         if len(search.grid) > 3:
             return "there are convolutions of up to 3 axes"
         window = geometry.whole_window(search.candidates, search.k, len(search.grid))

@@ -53,7 +53,7 @@ class ProjectFirst(Implementation):
         if isinstance(search.similarity, Blend) or not _takes_indices(search, gather) or gather.groups != 1:
             return "it takes tokens"
         if not search.geometry.queries_are_tokens:
-            return "queries stand in the padding"
+            return "queries are in the padding"
         return None if search.geometry.padding_mode == "zeros" else "the padding is not zeros"
 
     def aggregate(self, search: Search, gather: Gather) -> Tensor:

@@ -17,10 +17,10 @@ MANY = network.MANY_COLUMNS
 
 def best_of(scores: Tensor, k: int) -> None:
     """Compare with a sort: equal scores may come in any order, but no key may come twice."""
-    place = top(scores, k)
+    position = top(scores, k)
     expected = scores.sort(dim=2, descending=True).values[..., :k]
-    torch.testing.assert_close(scores.gather(2, place), expected, rtol=0, atol=0, equal_nan=True)
-    assert all(len(set(row)) == k for row in place.flatten(0, 1).tolist())
+    torch.testing.assert_close(scores.gather(2, position), expected, rtol=0, atol=0, equal_nan=True)
+    assert all(len(set(row)) == k for row in position.flatten(0, 1).tolist())
 
 
 def awkward(rows: int, width: int) -> Tensor:
@@ -114,8 +114,8 @@ def test_a_network_does_not_care_whether_subnormal_numbers_are_flushed() -> None
     scores = torch.zeros(1, MANY, 40)
     supported = torch.set_flush_denormal(True)
     try:
-        place = top(scores, 8)
+        position = top(scores, 8)
     finally:
         torch.set_flush_denormal(False)
     assert supported
-    assert all(len(set(row)) == 8 for row in place[0].tolist())
+    assert all(len(set(row)) == 8 for row in position[0].tolist())
