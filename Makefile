@@ -47,7 +47,7 @@ format: setup ## let ruff mend style and format
 	@$(BIN)/ruff check --fix $(PATHS)
 	@$(BIN)/ruff format $(PATHS)
 
-bench: setup ## time the layers on this machine beside what they stand in for (under 2 minutes)
+bench: setup ## time the layers on this machine beside what they replace (under 2 minutes)
 	@$(BIN)/convnn bench $(ARGS)
 
 lock: setup ## write requirements.lock from what .venv holds (UPGRADE=1: take the newest versions first)

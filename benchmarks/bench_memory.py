@@ -26,7 +26,7 @@ def layer(name: str) -> nn.Module:
     """Make the layer to measure."""
     if name == "conv":
         return nn.Conv2d(64, 64, 3, padding=1)
-    return ConvNN2d(64, 64, 9, padding=1, impl={"plain": "dense", "ours": "tiled"}[name])
+    return ConvNN2d(64, 64, 9, candidate_padding=1, impl={"plain": "dense", "ours": "tiled"}[name])
 
 
 def work(name: str, batch: int, side: int) -> None:

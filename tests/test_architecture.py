@@ -1,6 +1,6 @@
-"""The house keeps its shape: who may import whom, how long files and functions are, what forward may not do.
+"""The rules of DESIGN.md: import levels, the length of files and functions, no state in forward.
 
-The checkers below take source code, so that every rule is also shown to be able to fail, on a small house built for it.
+The checkers below take source code, so that a test shows on a small tree that every rule can fail.
 DESIGN.md has the table that `LEVELS` restates.
 """
 
@@ -24,20 +24,20 @@ LEVELS = {
     "errors": 0,
     "maps": 0,
     "types": 0,
-    "precision": 0,
-    "tracing": 0,
-    "checks": 1,
+    "_precision": 0,
+    "_tracing": 0,
+    "_checks": 1,
     "ops": 1,
-    "options": 1,
-    "resolve": 1,
-    "plan": 1,
-    "nearest": 1,
+    "_options": 1,
+    "_resolve": 1,
+    "_plan": 1,
+    "_nearest": 1,
     "stages": 1,
     "impl": 2,
     "knn": 3,
     "nn": 4,
     "_utils": 4,
-    "swap": 5,
+    "_swap": 5,
     "_convert": 5,
     "accounting": 5,
     "models": 5,
@@ -50,23 +50,25 @@ LEVELS = {
     "arguments": 6,
     "cli": 6,
 }
-# Rooms of a level that see less than everything below it; errors and types are open to all.
+# Packages of a level that see less than everything below it; errors and types are open to all.
 SEES = {
     "errors": (),
     "maps": ("errors",),
     "types": ("errors", "maps"),
-    "precision": (),
-    "ops": ("ops", "precision"),
-    "tracing": (),
-    "options": ("checks",),
-    "resolve": ("checks", "options"),
-    "plan": ("precision", "tracing", "stages"),
-    "nearest": ("plan", "precision", "ops", "stages"),
-    "knn": ("checks", "tracing", "options", "resolve", "impl.choose"),
-    "nn": ("nn", "knn", "checks", "options", "precision", "tracing", "stages.geometry"),
-    "_utils": ("_utils", "checks"),
+    "_precision": (),
+    "ops": ("ops", "_precision"),
+    "_tracing": (),
+    "_options": ("_checks",),
+    "_resolve": ("_checks", "_options"),
+    "_plan": ("_precision", "_tracing", "stages"),
+    "_nearest": ("_plan", "_precision", "ops", "stages"),
+    "knn": ("_checks", "_tracing", "_options", "_resolve", "impl.choose"),
+    "nn": ("nn", "knn", "_checks", "_options", "_precision", "_tracing", "stages.geometry"),
+    "_utils": ("_utils", "_checks"),
     "testing": (),
 }
+# Internal, though their names have no underscore: docs/reference.md lists them.
+INTERNAL = {"arguments", "cli", "impl", "ops", "stages", "bench", "demo"}
 OPTIONAL_FROM = 5  # the first level that may use anything but the standard library and torch
 
 MAX_FILE_LINES = 300
@@ -74,7 +76,7 @@ MAX_FUNCTION_LINES = 60
 MAX_POSITIONAL = 3  # of public functions and constructors; tensors, self, cls and ctx do not count
 MAX_POSITIONAL_PRIVATE = 5  # of helpers, whose calls all stand in one file
 POSITIONAL_EXCEPTIONS = {
-    # What these stand in for takes so many, and they take them in the same order.
+    # The layers that these replace take so many, in the same order.
     ("nn.convnn", "__init__"): 11,
     ("nn.hybrid", "__init__"): 11,
     ("nn.attention", "__init__"): 14,
@@ -109,7 +111,7 @@ class Import(NamedTuple):
 
 # ----------------------------------------------------------------------------------------------------- reading the code
 def read_tree(folder: Path) -> dict[str, str]:
-    """Source by module name without "convnn.": "knn", "impl.dense"; "impl" is that package's __init__, "" the front."""
+    """Source by module name without "convnn.": "knn", "impl.dense"; "impl" is its __init__, "" convnn's own."""
     tree = {}
     for path in sorted(folder.rglob("*.py")):
         parts = path.relative_to(folder).with_suffix("").parts
@@ -169,7 +171,7 @@ def _resolve(base: str, name: str | None, tree: dict[str, str]) -> str:
     return submodule if submodule in tree else inner or f"convnn:{name}"
 
 
-def room(module: str) -> str:
+def package_of(module: str) -> str:
     """The first part of a module's name: impl.dense is in impl."""
     return module.split(".")[0]
 
@@ -182,7 +184,7 @@ def functions(source: str) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
 
 # ------------------------------------------------------------------------------------------------------------ the rules
 def level_violations(tree: dict[str, str]) -> list[str]:
-    """Imports that go up, sideways, or into a room that the importer does not see."""
+    """Imports that go up, sideways, or into a package that the importer does not see."""
     return [
         f"{found.module or '__init__'}:{found.line} imports {found.target}: {reason}"
         for found in imports(tree)
@@ -191,7 +193,7 @@ def level_violations(tree: dict[str, str]) -> list[str]:
 
 
 def _refusal(found: Import) -> str | None:
-    source, target, here, there = found.module, found.target, room(found.module), room(found.target)
+    source, target, here, there = found.module, found.target, package_of(found.module), package_of(found.target)
     if target == ".<computed>" and source in ("cli", ""):
         return None  # the command line looks its commands up by name, the package its public names
     if target in ("<computed>", ".<computed>"):
@@ -199,17 +201,17 @@ def _refusal(found: Import) -> str | None:
     if there == "cli":
         return "nothing imports cli"
     if not source:  # the package's own __init__ gathers the public names
-        return None if target.startswith("convnn:") is False and there in LEVELS else "only rooms with a level"
+        return None if target.startswith("convnn:") is False and there in LEVELS else "only packages with a level"
     if here not in LEVELS or (there not in LEVELS and not target.startswith("convnn:")):
-        return "a room without a level: give it one in DESIGN.md and here"
+        return "a package without a level: give it one in DESIGN.md and here"
     if target.startswith("convnn:"):
         allowed = LEVELS[here] > 5 or (LEVELS[here] == 5 and target == "convnn:__version__")
-        return None if allowed else "import from the room, not from the package's front"
+        return None if allowed else "import from the module, not from convnn's __init__"
     if source == "impl.reference":
         known = ("types", "maps", "impl.base")
         return None if target in known else "the reference imports torch, the types and its interface only"
     if source in ("stages", "impl"):
-        return None if source == here == there == "stages" else "a room's __init__ stays empty"
+        return None if source == here == there == "stages" else "this package's __init__ stays empty"
     if target.startswith("ops.cpu") and source != "ops" and not source.startswith("ops.cpu"):
         return "the kernels of a device are replaced as a whole: only ops itself names them"
     if here in SEES:
@@ -224,7 +226,7 @@ def _refusal(found: Import) -> str | None:
             interface = target == "impl.base" or source == "impl.choose"
             return None if interface else "implementations do not import each other; choose alone knows them"
         return None
-    if here in ("checks", "stages") and LEVELS[there] > 0:
+    if here in ("_checks", "stages") and LEVELS[there] > 0:
         return "level 1 sees level 0 only"
     if there == "testing":
         return "testing is for tests and benchmarks"
@@ -235,7 +237,7 @@ def _refusal(found: Import) -> str | None:
     )
 
 
-def package_violations(tree: dict[str, str], declared: set[str]) -> list[str]:
+def dependency_violations(tree: dict[str, str], declared: set[str]) -> list[str]:
     """Packages used below OPTIONAL_FROM other than torch, and packages that pyproject.toml does not declare."""
     bad = []
     for found in imports(tree):
@@ -243,7 +245,7 @@ def package_violations(tree: dict[str, str], declared: set[str]) -> list[str]:
         if not found.target.startswith("ext:") or package in sys.stdlib_module_names or package == "torch":
             continue
         where = f"{found.module or '__init__'}:{found.line} imports {package}"
-        if LEVELS.get(room(found.module), 0) < OPTIONAL_FROM:
+        if LEVELS.get(package_of(found.module), 0) < OPTIONAL_FROM:
             bad.append(f"{where}: below level {OPTIONAL_FROM} there is torch only")
         elif package not in declared:
             bad.append(f"{where}: no extra of pyproject.toml declares it")
@@ -255,9 +257,9 @@ def cycles(tree: dict[str, str]) -> list[str]:
     return _in_a_cycle((found.module, found.target) for found in imports(tree) if found.target in tree)
 
 
-def room_cycles(tree: dict[str, str]) -> list[str]:
-    """Rooms that reach themselves through imports of other rooms, those inside functions too."""
-    pairs = ((room(found.module), room(found.target)) for found in imports(tree) if found.target in tree)
+def package_cycles(tree: dict[str, str]) -> list[str]:
+    """Packages that reach themselves through imports of other packages, those inside functions too."""
+    pairs = ((package_of(found.module), package_of(found.target)) for found in imports(tree) if found.target in tree)
     return _in_a_cycle((here, there) for here, there in pairs if here != there)
 
 
@@ -371,15 +373,15 @@ def device_branches(tree: dict[str, str]) -> list[str]:
     return [
         f"{module}:{node.lineno} asks for {ast.unparse(node)}"
         for module, source in tree.items()
-        if room(module) == "stages"
+        if package_of(module) == "stages"
         for node in ast.walk(ast.parse(source))
         if isinstance(node, ast.Attribute)
         and (node.attr in asked or ast.unparse(node).endswith(("device.type", "torch.cuda", "torch.backends")))
     ]
 
 
-# -------------------------------------------------------------------------------------------------- the house as it is
-HOUSE = read_tree(SOURCE)
+# ------------------------------------------------------------------------------------------------- the source as it is
+TREE = read_tree(SOURCE)
 
 
 def declared_packages() -> set[str]:
@@ -392,25 +394,34 @@ def declared_packages() -> set[str]:
     return {imported_as.get(name, name).replace("-", "_") for name in names} | brought
 
 
-def test_there_is_a_house():
-    assert {"types", "errors", "impl.reference"} <= set(HOUSE)
+def test_the_source_is_read():
+    assert {"types", "errors", "impl.reference"} <= set(TREE)
 
 
 def test_levels():
-    assert level_violations(HOUSE) == []
+    assert level_violations(TREE) == []
 
 
-def test_packages():
-    assert package_violations(HOUSE, declared_packages()) == []
+def test_dependencies():
+    assert dependency_violations(TREE, declared_packages()) == []
 
 
 @pytest.mark.parametrize(
     "rule",
-    [cycles, room_cycles, long_files, long_functions, too_many_positional, asserts, stateful_forwards, device_branches],
+    [
+        cycles,
+        package_cycles,
+        long_files,
+        long_functions,
+        too_many_positional,
+        asserts,
+        stateful_forwards,
+        device_branches,
+    ],
     ids=lambda rule: rule.__name__,
 )
 def test_rule(rule):
-    assert rule(HOUSE) == []
+    assert rule(TREE) == []
 
 
 def test_importing_convnn_imports_torch_only():
@@ -430,17 +441,30 @@ def test_importing_convnn_imports_torch_only():
     assert done.stdout.split("\n")[:2] == ["[]", "[]"]
 
 
-def test_design_names_every_room():
-    """DESIGN.md's picture and the levels here name the same rooms."""
+def test_design_names_every_package():
+    """DESIGN.md's tree and the levels here name the same packages."""
     text = (ROOT / "DESIGN.md").read_text(encoding="utf-8")
     assert [name for name in LEVELS if name not in text] == []
-    assert [name for name in {room(module) for module in HOUSE} - {""} if name not in LEVELS] == []
+    assert [name for name in {package_of(module) for module in TREE} - {""} if name not in LEVELS] == []
+
+
+def unmarked(tree: dict[str, str], reference: str) -> list[str]:
+    """Modules that are no API, by docs/reference.md, and whose names do not begin with an underscore."""
+    names = {package_of(module) for module in tree} - {"", *INTERNAL}
+    return sorted(name for name in names if not name.startswith("_") and f"convnn.{name}" not in reference)
+
+
+def test_internal_modules_begin_with_an_underscore():
+    reference = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    assert unmarked(TREE, reference) == []
+    assert [name for name in sorted(INTERNAL) if f"`convnn.{name}`" not in reference] == []
+    assert unmarked({"helpers": ""}, reference) == ["helpers"]
 
 
 # ------------------------------------------------------------------------------------------------ every rule can fail
 def violations(module: str, source: str) -> list[str]:
-    """Level violations of one module in a small house."""
-    names = ("", "types", "errors", "checks", "stages", "stages.select", "stages.geometry", "impl", "impl.dense")
+    """Level violations of one module in a small tree."""
+    names = ("", "types", "errors", "_checks", "stages", "stages.select", "stages.geometry", "impl", "impl.dense")
     names += ("ops", "ops.nearest", "ops.cpu", "ops.cpu.topk", "_utils", "_utils.modules")
     names += ("impl.choose", "impl.reference", "knn", "nn", "nn.convnn")
     names += ("_convert", "models", "cli", "testing")
@@ -452,11 +476,11 @@ def violations(module: str, source: str) -> list[str]:
     [
         ("errors", "from .types import Random"),
         ("types", "from . import knn"),
-        ("checks", "from .stages import select"),
+        ("_checks", "from .stages import select"),
         ("stages.select", "from .geometry import grid"),
         ("stages.select", "from . import geometry"),
         ("stages.select", "import convnn.stages.geometry as g"),
-        ("stages.select", "from ..checks import shape"),
+        ("stages.select", "from .._checks import shape"),
         ("impl.dense", "from .reference import knn_search"),
         ("impl.dense", "def f():\n    from convnn.impl import reference"),
         ("impl.dense", "from ..knn import knn_search"),
@@ -478,7 +502,7 @@ def violations(module: str, source: str) -> list[str]:
         ("_convert", "import convnn.cli"),
         ("_convert", "from .testing import tie_free"),
         ("_convert", "from convnn import ConvNN2d"),
-        ("cellar", "x = 1\nfrom .types import Random"),
+        ("extra", "x = 1\nfrom .types import Random"),
         ("", "from .cli import main"),
     ],
 )
@@ -493,7 +517,7 @@ def test_levels_can_fail(module, source):
         ("stages.select", "from ..types import Random\nfrom ..errors import invalid\nimport math, torch"),
         (
             "impl.dense",
-            "from ..stages import select, geometry\nfrom ..checks import shape\nfrom ..ops.nearest import nearest",
+            "from ..stages import select, geometry\nfrom .._checks import shape\nfrom ..ops.nearest import nearest",
         ),
         ("ops", "from .cpu import topk"),
         ("ops.cpu.topk", "from ..nearest import nearest\nfrom . import network"),
@@ -503,9 +527,9 @@ def test_levels_can_fail(module, source):
         ),
         ("impl.choose", "import importlib\ndef f(name): return importlib.import_module(f'.{name}', __package__)"),
         ("impl.reference", "import math\nimport torch\nfrom ..types import Search"),
-        ("knn", "from . import checks\nfrom .impl import choose\nfrom .impl.choose import choose_impl"),
+        ("knn", "from . import _checks\nfrom .impl import choose\nfrom .impl.choose import choose_impl"),
         ("nn.hybrid", "from .convnn import ConvNN2d\nfrom ..stages import geometry\nfrom ..knn import knn_search"),
-        ("_utils.settings", "from ..errors import invalid\ndef f():\n    from .. import checks"),
+        ("_utils.settings", "from ..errors import invalid\ndef f():\n    from .. import _checks"),
         ("models", "from .._utils.modules import put"),
         ("models", "from .._convert import convert\nfrom convnn import __version__"),
         ("cli", "from convnn import knn_search, convert"),
@@ -516,11 +540,11 @@ def test_levels_allow(module, source):
     assert violations(module, source) == []
 
 
-def test_packages_can_fail():
-    assert package_violations({"knn": "import torch, math\nimport numpy"}, {"numpy"}) != []
-    assert package_violations({"nn.convnn": "def f():\n    import timm"}, {"timm"}) != []
-    assert package_violations({"_convert": "def f():\n    import pandas"}, {"timm"}) != []
-    assert package_violations({"_convert": "def f():\n    import timm.layers"}, {"timm"}) == []
+def test_dependencies_can_fail():
+    assert dependency_violations({"knn": "import torch, math\nimport numpy"}, {"numpy"}) != []
+    assert dependency_violations({"nn.convnn": "def f():\n    import timm"}, {"timm"}) != []
+    assert dependency_violations({"_convert": "def f():\n    import pandas"}, {"timm"}) != []
+    assert dependency_violations({"_convert": "def f():\n    import timm.layers"}, {"timm"}) == []
 
 
 def test_cycles_can_fail():
@@ -532,13 +556,13 @@ def test_cycles_can_fail():
     assert set(cycles(inside)) == {"train.run", "train.data"}
 
 
-def test_room_cycles_can_fail():
-    house = {"train": "", "train.run": "", "train.json": "", "accounting": "", "accounting.profile": ""}
-    house["train.run"] = "from ..accounting.profile import profile"
-    assert room_cycles(house) == []
-    house["accounting.profile"] = "def f(): from ..train.json import to_json"
-    assert cycles(house) == []  # no module reaches itself, but each package needs the other
-    assert set(room_cycles(house)) == {"train", "accounting"}
+def test_package_cycles_can_fail():
+    tree = {"train": "", "train.run": "", "train.json": "", "accounting": "", "accounting.profile": ""}
+    tree["train.run"] = "from ..accounting.profile import profile"
+    assert package_cycles(tree) == []
+    tree["accounting.profile"] = "def f(): from ..train.json import to_json"
+    assert cycles(tree) == []  # no module reaches itself, but each package needs the other
+    assert set(package_cycles(tree)) == {"train", "accounting"}
 
 
 def test_long_files_can_fail():

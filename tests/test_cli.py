@@ -19,7 +19,7 @@ def test_help(capsys, arguments, words):
     assert all(word in out for word in words)
 
 
-def test_help_of_train_tells_every_option(capsys):
+def test_help_of_train_lists_every_option(capsys):
     _, out, _ = run(capsys, "train", "--help")
     for option in (
         "--data",

@@ -19,13 +19,13 @@ from convnn import Blend, ConvNN2d, ConvNNAttention, Grid, HybridAttention, Hybr
 pytestmark = pytest.mark.no_cover
 
 MAPS = {
-    "all": lambda: ConvNN2d(4, 6, padding=1),
-    "random": lambda: ConvNN2d(4, 6, padding=1, candidates=Random(12)),
+    "all": lambda: ConvNN2d(4, 6, candidate_padding=1),
+    "random": lambda: ConvNN2d(4, 6, candidate_padding=1, candidates=Random(12)),
     "grid": lambda: ConvNN2d(4, 6, candidates=Grid(4), stride=2),
-    "window": lambda: ConvNN2d(4, 6, padding=2, candidates=Window(5)),
-    "spatial": lambda: ConvNN2d(4, 6, padding=1, similarity="spatial"),
+    "window": lambda: ConvNN2d(4, 6, candidate_padding=2, candidates=Window(5)),
+    "spatial": lambda: ConvNN2d(4, 6, candidate_padding=1, similarity="spatial"),
     "spatial to the border": lambda: ConvNN2d(4, 6, similarity="spatial"),
-    "blend": lambda: ConvNN2d(4, 6, padding=1, similarity=Blend(0.5), value_coordinates=True),
+    "blend": lambda: ConvNN2d(4, 6, candidate_padding=1, similarity=Blend(0.5), value_coordinates=True),
     "softmax": lambda: ConvNN2d(4, 6, similarity="euclidean", weighting="softmax"),
     "hybrid": lambda: HybridConvNN2d(4, 6),
     "patches": lambda: ConvNN2d(4, 6, unshuffle=2, shuffle=2),

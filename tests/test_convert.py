@@ -63,7 +63,7 @@ def test_the_hybrid_is_the_default() -> None:
     assert isinstance(convert(Net()).block[0], HybridConvNN2d)
 
 
-def test_a_layer_in_several_places_stays_one_layer() -> None:
+def test_a_shared_layer_stays_one_layer() -> None:
     net = convert(Net(), "convnn")
     assert net.block[0] is net.stages[0][0]
     assert conversion_report(net).replaced[1].names == ("block.0", "stages.0.0")
@@ -78,7 +78,7 @@ def test_one_layer_under_two_names_and_nested_stays_one_layer() -> None:
     assert len(conversion_report(net).replaced) == 1
 
 
-def test_a_name_of_a_shared_layer_chooses_all_its_places() -> None:
+def test_a_name_of_a_shared_layer_selects_all_its_names() -> None:
     net = convert(Net(), "convnn", pattern="stages.0.*")
     assert isinstance(net.block[0], ConvNN2d)
     assert net.block[0] is net.stages[0][0]

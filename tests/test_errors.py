@@ -206,7 +206,7 @@ POSITIONS: dict[str, Misuse] = {
     "query grid outside": (
         lambda: search(query_index=A_SHIFTED_QUERY_GRID), "query_index", ("inside the grid (12,)", "QueryGrid")),
     "query grid of other axes": (
-        lambda: search(query_index=QueryGrid((0,), (12,), (1,)), grid=GRID), "query_index", ("2 axes", "origin=(0,)")),
+        lambda: search(query_index=QueryGrid((0,), (12,), (1,)), grid=GRID), "query_index", ("2 axes", "offset=(0,)")),
     "query grid of numbers": (lambda: search(query_index=QueryGrid(0, 12, 1)), "query_index", ("per axis",)),
     "cross-attention by position": (
         lambda: search(X[:, :5], similarity="spatial"), "similarity", ("pass query_index",)),
@@ -295,7 +295,7 @@ def test_no_name_is_suggested_for_what_is_no_name(argument: str) -> None:
     assert "did you mean" not in str(caught.value)
 
 
-def test_a_large_tensor_in_the_place_of_a_name_is_not_printed() -> None:
+def test_a_large_tensor_instead_of_a_name_is_not_printed() -> None:
     with pytest.raises(ConvNNError, match="similarity") as caught:
         search(similarity=X)
     assert len(str(caught.value)) < 400

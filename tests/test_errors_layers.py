@@ -96,7 +96,7 @@ LAYER: dict[str, Misuse] = {
     "k left open": (lambda: layer(None), "k", ("one weight per slot", "aggregation='sum'")),
     "stride zero": (lambda: layer(stride=0), "stride", ("at least 1", "got 0")),
     "stride of three axes": (lambda: layer(stride=(1, 1, 1)), "stride", ("2 (one per axis)", "(1, 1, 1)")),
-    "padding negative": (lambda: layer(padding=-1), "padding", ("at least 0", "got -1")),
+    "padding negative": (lambda: layer(candidate_padding=-1), "candidate_padding", ("at least 0", "got -1")),
     "groups that do not divide": (lambda: layer(groups=3), "groups", ("divisor", "4 channels", "got 3")),
     "groups of a depthwise": (
         lambda: layer(groups=2, aggregation="depthwise"), "groups", ("1", "'depthwise'", "got 2")),
@@ -131,7 +131,8 @@ INPUT: dict[str, Misuse] = {
     "grid margin": (lambda: layer(4, candidates=Grid(3, 3))(X), "Grid.margin", ("at most 1", "6 tokens", "got 3")),
     "candidates outside": (lambda: layer(2, candidates=torch.tensor([3, 36]))(X), "candidates", ("[0, 36)", "3 to 36")),
     "query_margin": (lambda: layer(query_margin=3)(X), "input", ("more than 6", "margin of 3")),
-    "reflection beyond the map": (lambda: layer(padding=6, padding_mode="reflect")(X), "padding", ("reflect", "6")),
+    "reflection beyond the map": (
+        lambda: layer(candidate_padding=6, padding_mode="reflect")(X), "padding", ("reflect", "6")),
     "impl that cannot run it": (lambda: layer(impl="conv")(X), "impl", ("similarity is not spatial", "'auto'")),
     "neighbours of integers": (lambda: layer().neighbors(X.long()), "input", ("floating-point",)),
     "hybrid: channels": (lambda: hybrid()(X[:, :3]), "input", ("4 channels", "HybridConvNN2d", "(2, 3, 6, 6)")),
@@ -179,7 +180,8 @@ OTHERS: dict[str, Misuse] = {
     "from_conv: weight norm": (lambda: from_conv(weight_normed()), "conv", ("parametrisation",)),
     "hybrid: even kernel": (lambda: hybrid(kernel_size=2, padding=1), "kernel_size", ("padding='same'", "(2, 2)")),
     "hybrid: even kernel, stride": (lambda: hybrid(kernel_size=2, stride=2), "kernel_size", ("stride 1", "(2, 2)")),
-    "hybrid: convnn_padding": (lambda: hybrid(padding=2, convnn_padding=0), "convnn_padding", ("at least 1", "got 0")),
+    "hybrid: candidate_padding": (
+        lambda: hybrid(padding=2, candidate_padding=0), "candidate_padding", ("at least 1", "got 0")),
     "hybrid: ratio": (lambda: hybrid(branch_ratio=1.5), "branch_ratio", ("[0, 1]", "got 1.5", "ConvNN alone")),
     "hybrid: ratio nan": (lambda: hybrid(branch_ratio=NAN), "branch_ratio", ("finite", "nan")),
     "hybrid: ratio a word": (lambda: hybrid(branch_ratio="half"), "branch_ratio", ("number", "'half'")),
@@ -291,6 +293,6 @@ def test_weights_of_other_shapes_are_refused(state: dict[str, torch.Tensor]) -> 
 
 
 def test_a_kernel_of_another_shape_with_as_many_taps_is_refused() -> None:
-    spatial = layer(25, similarity="spatial", candidates=Window(5), padding=2)
+    spatial = layer(25, similarity="spatial", candidates=Window(5), candidate_padding=2)
     with pytest.raises((RuntimeError, ConvNNError), match="weight"):
         spatial.load_state_dict(nn.Conv2d(4, 4, (1, 25)).state_dict())

@@ -45,7 +45,7 @@ def convnn_options(p: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, A
         "spatial": convnn.Grid(p["num_samples"], p["sample_padding"]) if p["num_samples"] > 0 else None,
     }[p["sampling_type"]]
     return {
-        "k": p["K"], "padding": p["padding"], "similarity": similarity, "candidates": candidates,
+        "k": p["K"], "candidate_padding": p["padding"], "similarity": similarity, "candidates": candidates,
         "value_coordinates": p["aggregation_type"] == "Loc_Col",
         "unshuffle": p["shuffle_scale"] if "B" in p["shuffle_pattern"] else 1,
         "shuffle": p["shuffle_scale"] if "A" in p["shuffle_pattern"].replace("NA", "") else 1,

@@ -64,12 +64,12 @@ def test_derivatives_among_fewer_candidates(candidates):
 
 
 LAYERS: dict[str, tuple[type[nn.Module], tuple[int, ...], dict[str, Any], tuple[int, ...]]] = {
-    "softmax": (convnn.ConvNN2d, (2, 3, 4), {"padding": 1, "stride": 2, "weighting": "softmax"}, (2, 3, 4)),
+    "softmax": (convnn.ConvNN2d, (2, 3, 4), {"candidate_padding": 1, "stride": 2, "weighting": "softmax"}, (2, 3, 4)),
     "projection": (convnn.ConvNN1d, (2, 3, 4), {"projection": True, "weighting": "identity"}, (2, 6)),
     "blend": (convnn.ConvNN1d, (2, 2, 3), {"similarity": convnn.Blend(0.5), "value_coordinates": True}, (2, 6)),
     "separable": (convnn.ConvNN2d, (2, 3, 4), {"aggregation": "depthwise_separable"}, (2, 3, 4)),
     "shuffle": (convnn.ConvNN2d, (2, 3, 2), {"unshuffle": 2, "shuffle": 2}, (2, 4, 4)),
-    "spatial": (convnn.ConvNN2d, (2, 3, 9), {"padding": 1, "similarity": "spatial"}, (2, 3, 4)),
+    "spatial": (convnn.ConvNN2d, (2, 3, 9), {"candidate_padding": 1, "similarity": "spatial"}, (2, 3, 4)),
     "hybrid": (convnn.HybridConvNN2d, (2, 4, 3), {"k": 5, "similarity": "sqeuclidean"}, (2, 3, 4)),
     "attention": (convnn.ConvNNAttention, (4, 2), {"k": 3}, (5, 4)),
     "hybrid attention": (convnn.HybridAttention, (8, 2), {"k": 3}, (5, 8)),

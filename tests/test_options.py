@@ -11,8 +11,8 @@ import torch
 
 import convnn
 from convnn import ConvNN2d, ConvNNAttention, ConvNNError, HybridAttention, HybridConvNN2d
+from convnn._options import GatherKeywords, GatherOptions, SearchKeywords, SearchOptions, names_of
 from convnn.nn import options as layers
-from convnn.options import GatherKeywords, GatherOptions, SearchKeywords, SearchOptions, names_of
 
 KEYWORDS: dict[type, tuple[type, set[str]]] = {  # the typed keywords of each kind, and its fields that are none
     SearchKeywords: (SearchOptions, set()),

@@ -36,7 +36,7 @@ def order(seed: int, count: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
 
-def places(grid: tuple[int, ...]) -> list[tuple[int, ...]]:
+def positions(grid: tuple[int, ...]) -> list[tuple[int, ...]]:
     """Every position of a grid, in raster order."""
     return list(itertools.product(*(range(size) for size in grid)))
 
@@ -202,7 +202,7 @@ def test_grid_candidates_are_the_floors_of_a_linear_spacing(length, data):
     margin = data.draw(st.integers(0, (length - g) // 2))
     last = length - 1 - margin
     exact = [margin + (Fraction(i * (last - margin), g - 1) if g > 1 else 0) for i in range(g)]
-    expected = [math.floor(place) for place in exact]
+    expected = [math.floor(at) for at in exact]
     x = torch.ones(1, length, 2, dtype=torch.float64)
     stranger = torch.ones(1, length + 1, 2, dtype=torch.float64)
     found = convnn.knn_search(stranger, x, g, candidates=convnn.Grid(g, margin))
@@ -220,12 +220,12 @@ def test_grid_candidates_of_a_map_are_the_product_of_its_axes(height, width, dat
     assert sorted(found.index[0, 0].tolist()) == [y * width + x for y, x in itertools.product(*axes)]
 
 
-# --------------------------------------------------------------------------------------------------- places on a grid
+# -------------------------------------------------------------------------------------------------- positions on a grid
 @few
 @given(grids, st.data())
-def test_spatial_neighbours_are_the_nearest_places(grid, data):
+def test_spatial_neighbours_are_the_nearest_positions(grid, data):
     """Chebyshev, then Euclidean distance, then raster order; for any grid, any k, with and without the own slot."""
-    everywhere = places(grid)
+    everywhere = positions(grid)
     k = data.draw(st.integers(1, len(everywhere)))
     include_self = data.draw(st.booleans())
     x = torch.zeros(1, len(everywhere), 1)
@@ -246,7 +246,7 @@ def inside(here: tuple[int, ...], there: tuple[int, ...], sizes: list[int], dila
 
 
 def shifted(at: int, size: int, dilation: int, length: int) -> range:
-    """The run of places, ``dilation`` apart, that has ``at`` nearest to its middle."""
+    """The run of positions, ``dilation`` apart, that has ``at`` nearest to its middle."""
     reachable = range(at % dilation, length, dilation)
     runs = [reachable[i : i + size] for i in range(len(reachable) - size + 1)]
     return min((run for run in runs if at in run), key=lambda run: abs(run[size // 2] - at))
@@ -254,19 +254,19 @@ def shifted(at: int, size: int, dilation: int, length: int) -> range:
 
 @few
 @given(grids, st.data())
-def test_window_candidates_are_the_places_inside(grid, data):
+def test_window_candidates_are_the_positions_inside(grid, data):
     """Both borders, with dilation: the candidates of a query are all that it can reach, each once."""
     sizes: list[int] = []
     dilations: list[int] = []
     for length in grid:
         dilations.append(data.draw(st.integers(1, 2 if length > 1 else 1)))
         sizes.append(data.draw(st.sampled_from([s for s in (1, 3, 5) if s * dilations[-1] <= length])))
-    everywhere = places(grid)
+    everywhere = positions(grid)
     x = draw(0, 1, len(everywhere), 3)
     for n, here in enumerate(everywhere):
         clipped = [j for j, there in enumerate(everywhere) if inside(here, there, sizes, dilations)]
         axes = [shifted(*axis) for axis in zip(here, sizes, dilations, grid, strict=True)]
-        expected = {"clip": clipped, "shift": [everywhere.index(place) for place in itertools.product(*axes)]}
+        expected = {"clip": clipped, "shift": [everywhere.index(position) for position in itertools.product(*axes)]}
         for border, window in expected.items():
             spec = convnn.Window(sizes, dilations, border=border)
             own: dict[str, Any] = {"grid": grid, "query_index": torch.tensor([n])}

@@ -60,10 +60,10 @@ def test_another_kernel_has_no_weights_to_take():
 def test_the_search_may_be_padded_otherwise(to, name, padding):
     conv = CONVOLUTIONS[name]
     x = input_of(conv)
-    new = convert(conv, to, types=type(conv), convnn_padding=padding, k=4)
+    new = convert(conv, to, types=type(conv), candidate_padding=padding, k=4)
     assert new(x).shape == conv(x).shape
     branch = new if to == "convnn" else new.convnn
-    assert set(branch.padding) == {padding}
+    assert set(branch.candidate_padding) == {padding}
     # Neighbours are searched among as many tokens as the padded map has.
     tokens = torch.Size([side + 2 * padding for side in x.shape[2:]]).numel()
     found = branch.neighbors(x[:, : branch.in_channels])
@@ -71,11 +71,11 @@ def test_the_search_may_be_padded_otherwise(to, name, padding):
 
 
 @pytest.mark.parametrize("to", ["convnn", "hybrid"])
-def test_the_queries_stand_where_the_kernel_s_centres_do(to):
+def test_the_queries_are_the_kernel_s_centres(to):
     """With spatial neighbours, an output depends on the same inputs as the convolution's."""
     conv = nn.Conv2d(1, 2, 3, stride=2, padding=1)
     x = torch.randn(1, 1, 7, 7)
-    wider = convert(conv, to, types=nn.Conv2d, convnn_padding=3, similarity="spatial")
+    wider = convert(conv, to, types=nn.Conv2d, candidate_padding=3, similarity="spatial")
     usual = convert(conv, to, types=nn.Conv2d, similarity="spatial")
     wider.load_state_dict(usual.state_dict())
     torch.testing.assert_close(wider(x), usual(x))
@@ -83,8 +83,8 @@ def test_the_queries_stand_where_the_kernel_s_centres_do(to):
 
 @pytest.mark.parametrize("to", ["convnn", "hybrid"])
 def test_too_little_padding(to):
-    with pytest.raises(ConvNNError, match=r"convnn_padding: expected at least 2 .*, got 1; raise it"):
-        convert(CONVOLUTIONS["padded more"], to, convnn_padding=1)
+    with pytest.raises(ConvNNError, match=r"candidate_padding: expected at least 2 .*, got 1; raise it"):
+        convert(CONVOLUTIONS["padded more"], to, candidate_padding=1)
 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, True), (True, True), (False, False)])

@@ -96,7 +96,7 @@ def test_half_an_install_starts_over(project, capsys):
     assert calls == ["create", "pip", "create", "pip"]
 
 
-def test_an_old_python_is_told_so(project, monkeypatch):
+def test_an_old_python_is_reported(project, monkeypatch):
     monkeypatch.setattr(venv, "wanted_python", lambda: None)
     with pytest.raises(SystemExit, match=r"needs Python 3\.11 or newer"):
         venv.main()

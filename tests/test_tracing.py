@@ -26,7 +26,7 @@ class Maps(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first = convnn.ConvNN2d(4, 4, k=3, padding=1)
+        self.first = convnn.ConvNN2d(4, 4, k=3, candidate_padding=1)
         self.second = convnn.HybridConvNN2d(4, 4, 3, k=3, candidates=convnn.Random(5))
 
     def forward(self, x):

@@ -28,10 +28,10 @@ from convnn import (
 
 MAP, TOKENS = (3, 4, 4, 4), (3, 6, 8)
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "all": (lambda: ConvNN2d(4, 4, 3, padding=1), MAP),
-    "random": (lambda: ConvNN2d(4, 4, 3, padding=1, candidates=Random(7)), MAP),
+    "all": (lambda: ConvNN2d(4, 4, 3, candidate_padding=1), MAP),
+    "random": (lambda: ConvNN2d(4, 4, 3, candidate_padding=1, candidates=Random(7)), MAP),
     "grid": (lambda: ConvNN2d(4, 4, 3, candidates=Grid(2), weighting="softmax"), MAP),
-    "window": (lambda: ConvNN2d(4, 4, 3, padding=1, candidates=Window(3)), MAP),
+    "window": (lambda: ConvNN2d(4, 4, 3, candidate_padding=1, candidates=Window(3)), MAP),
     "positions": (lambda: ConvNN2d(4, 4, 3, candidates=torch.tensor([1, 3, 6]), aggregation="depthwise"), MAP),
     "euclidean": (lambda: ConvNN2d(4, 4, 3, similarity="euclidean", weighting="softmax"), MAP),
     "blend": (lambda: ConvNN2d(4, 4, 3, similarity=Blend(0.5), aggregation="depthwise_separable"), MAP),
@@ -126,7 +126,7 @@ def test_an_ensemble_of_parameters() -> None:
     torch.testing.assert_close(y, torch.stack([layer(x), 2 * layer(x)]))
 
 
-def test_random_candidates_in_training_are_drawn_as_vmap_is_told() -> None:
+def test_random_candidates_in_training_follow_vmap_s_randomness() -> None:
     layer, parameters, x = make("random")
     layer.train()
     run = vmap(lambda x: functional_call(layer, parameters, (x.unsqueeze(0),)), randomness="same")

@@ -1,4 +1,4 @@
-"""Swap the layers of any model for ConvNN or hybrid layers, and report what was swapped."""
+"""Preset the layers of any model for ConvNN or hybrid layers, and report what was swapped."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from . import checks
+from . import _checks as checks
+from ._options import check_names
+from ._swap import attention_kind, conv_kind, is_convnn_layer, options_for, replacement, why_kept
 from ._utils.modules import put
 from .errors import ConversionWarning, ConvNNError, invalid
 from .nn.heads import HeadsAttention
 from .nn.layer import NeighborLayer
-from .options import check_names
-from .swap import attention_kind, conv_kind, is_ours, options_for, replacement, why_kept
 
 To = Literal["convnn", "hybrid"]
 Types = type[nn.Module] | tuple[type[nn.Module], ...] | None
@@ -80,10 +80,10 @@ def convert(
 ) -> nn.Module:
     """Replace convolutions and attention in a model by ConvNN or hybrid layers.
 
-    Left to itself it takes what the published models replace: every convolution with a kernel above 1 and stride 1,
-    and every attention. ``types``, ``pattern`` and ``where`` choose otherwise; a layer must satisfy all that are given.
-    A layer that is used in several places stays shared. What was asked for and cannot be replaced is kept, and named
-    in a ``ConversionWarning`` and in ``conversion_report(model)``.
+    The default is that of the published models: every convolution with a kernel above 1 and stride 1, and every
+    attention. ``types``, ``pattern`` and ``where`` select other layers; a layer must satisfy all that are given. Shared
+    layers stay shared. A selected layer that cannot be replaced is kept, with a ``ConversionWarning`` and an entry in
+    ``conversion_report(model)``.
 
     Args:
         model: any module; timm's and torchvision's models, or one layer.
@@ -94,17 +94,17 @@ def convert(
         init: ``"random"``, or ``"from_original"``: attention keeps its projections, a ConvNN takes the kernel's weights
             slot by slot (``similarity="spatial"`` is then the same function), and the hybrid's convolution takes its
             slice of the kernel, with the 1x1 mix starting as the identity. Copied weights stay frozen if they were;
-            what is drawn is trainable.
+            new ones are trainable.
         inplace: change ``model`` itself instead of a copy.
         **options: of the new layers: ``k``, ``branch_ratio``, ``similarity``, ``candidates``, ``aggregation``, ...
             ``similarity="spatial"`` without ``k`` and ``candidates`` takes those of each kernel. ``kernel_size`` gives
-            a hybrid's convolution another kernel; ``convnn_bias`` and ``convnn_padding`` are the ConvNN's own.
+            a hybrid's convolution another kernel; ``convnn_bias`` and ``candidate_padding`` are the ConvNN's own.
 
     Returns:
         The converted model; ``conversion_report`` lists what was replaced.
 
     Raises:
-        ConvNNError: no layer was chosen, none of the chosen could be replaced, or an option does not exist.
+        ConvNNError: no layer was selected, none of them could be replaced, or an option does not exist.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
@@ -121,20 +121,20 @@ def convert(
     if not inplace:
         model = copy.deepcopy(model)
     named = _named_layers(model, types)
-    chosen, report = _divide(named, types, pattern, where)
-    check_names(options, frozenset().union(*(options_for(layer, to) for _, layer in chosen)))
+    selected, report = _divide(named, types, pattern, where)
+    check_names(options, frozenset().union(*(options_for(layer, to) for _, layer in selected)))
     earlier = getattr(model, "_convnn_report", None) or ConversionReport()
     tied = _tied_parameters(model)
     errors: list[ConvNNError] = []
-    for names, layer in chosen:
+    for names, layer in selected:
         try:
-            _refuse_tied(layer, tied)
+            _check_not_tied(layer, tied)
             new = replacement(layer, to, init=init, options=options)
         except ConvNNError as error:
             errors.append(error)
             report.kept.append(_row(names, layer, None, str(error)))
             continue
-        _number(new, len(earlier.replaced) + len(report.replaced))
+        _assign_eval_seed(new, len(earlier.replaced) + len(report.replaced))
         model = _put(model, names, new)
         report.replaced.append(_row(names, layer, new))
     if errors and not report.replaced:
@@ -142,7 +142,7 @@ def convert(
     if errors:
         warnings.warn(_warning(report, len(errors)), ConversionWarning, stacklevel=2)
     _keep_padding(model)
-    model.__dict__.pop("convnn_config", None)  # of convnn.models: it says what the model was before
+    model.__dict__.pop("convnn_config", None)  # of convnn.models: it describes the model before the conversion
     model._convnn_report = ConversionReport(earlier.replaced + report.replaced, report.kept)  # type: ignore[assignment]
     return model
 
@@ -169,14 +169,14 @@ def _check_choice(model: object, types: object, pattern: object, where: object) 
 
 
 def _named_layers(model: nn.Module, types: Types) -> list[NamedLayer]:
-    """Every convolution, attention and layer of the types asked for, with all its names; nothing inside our own."""
+    """Return every convolution, attention and layer of ``types``, with all its names; none inside convnn's layers."""
     names: dict[int, list[str]] = {}
     layers: dict[int, nn.Module] = {}
     inside: tuple[str, ...] = ()
     for name, layer in model.named_modules(remove_duplicate=False):
         if name.startswith(inside):
             continue
-        if is_ours(layer):
+        if is_convnn_layer(layer):
             inside = (*inside, f"{name}.")
         elif conv_kind(layer) or attention_kind(layer) or (types is not None and isinstance(layer, types)):
             names.setdefault(id(layer), []).append(name)
@@ -192,7 +192,7 @@ def _divide(
 ) -> tuple[list[NamedLayer], ConversionReport]:
     """Divide the layers into those to replace and those to keep, with the reason."""
     patterns = (pattern,) if isinstance(pattern, str) else pattern
-    chosen, report = [], ConversionReport()
+    selected, report = [], ConversionReport()
     for names, layer in named:
         reason = ""
         if types is None and patterns is None and where is None:
@@ -206,18 +206,16 @@ def _divide(
         if reason:
             report.kept.append(_row(names, layer, None, reason))
         else:
-            chosen.append((names, layer))
-    if not chosen:
-        seen = (
-            ", ".join(names[0] or "(the model itself)" for names, _ in named[:5])
-            or "none (of their own; convnn's stay)"
-        )
-        given = {"pattern": pattern, "types": types, "where": where}
-        argument = next((name for name, value in given.items() if value is not None), "model")
-        asked = given.get(argument, "none with a kernel above 1 and stride 1, and no attention")
+            selected.append((names, layer))
+    if not selected:
+        seen = ", ".join(names[0] or "(the model itself)" for names, _ in named[:5])
+        seen = seen or "none (of their own; convnn's stay)"
+        selection = {"pattern": pattern, "types": types, "where": where}
+        argument = next((name for name, value in selection.items() if value is not None), "model")
+        asked = selection.get(argument, "none with a kernel above 1 and stride 1, and no attention")
         expected = f"a choice of convolutions and attention layers, of which there are: {seen}"
         raise invalid(argument, expected, repr(asked), "choose with types, pattern or where")
-    return chosen, report
+    return selected, report
 
 
 def _tied_parameters(model: nn.Module) -> frozenset[int]:
@@ -226,7 +224,7 @@ def _tied_parameters(model: nn.Module) -> frozenset[int]:
     return frozenset(parameter for parameter, count in owners.items() if count > 1)
 
 
-def _refuse_tied(layer: nn.Module, tied: frozenset[int]) -> None:
+def _check_not_tied(layer: nn.Module, tied: frozenset[int]) -> None:
     if any(id(parameter) in tied for parameter in layer.parameters()):
         fix = "untie it first, or leave the layer out"
         raise invalid("layer", "one with parameters of its own", f"{type(layer).__name__} with a tied one", fix)
@@ -239,8 +237,8 @@ def _keep_padding(model: nn.Module) -> None:
             part.use_nested_tensor = False
 
 
-def _number(new: nn.Module, position: int) -> None:
-    """Give every replaced layer a seed of its own for the random candidates of evaluations."""
+def _assign_eval_seed(new: nn.Module, position: int) -> None:
+    """Assign a seed for the random candidates of evaluations, another one to every replaced layer."""
     for part in new.modules():
         if isinstance(part, NeighborLayer):
             part.eval_seed = position
@@ -274,13 +272,10 @@ def describe(layer: nn.Module) -> str:
     part = next((part for part in layer.modules() if isinstance(part, NeighborLayer)), None)
     if part is None:
         return name
-    ratio = (
-        f", {layer.branch_ratio} of {getattr(layer, 'out_channels', getattr(layer, 'dim', ''))}"
-        if part is not layer
-        else ""
-    )
-    chosen = part.candidates
-    candidates = f"{chosen.numel()} positions" if isinstance(chosen, Tensor) else chosen
+    width = getattr(layer, "out_channels", getattr(layer, "dim", ""))
+    ratio = f", {layer.branch_ratio} of {width}" if part is not layer else ""
+    among = part.candidates
+    candidates = f"{among.numel()} positions" if isinstance(among, Tensor) else among
     return f"{name} k={part.k}, {part.similarity}, {candidates}{ratio}"
 
 

@@ -19,14 +19,14 @@ from . import __version__
 from .errors import ConvNNError, DivergedError, MissingExtraError
 
 BROKEN_PIPE = 141
-"""The status that shells report of a program whose output nobody read to its end: 128 and the number of SIGPIPE."""
+"""The exit status for a closed output pipe: 128 and the number of SIGPIPE."""
 
 
 class Command(NamedTuple):
-    """A command: where its settings are, a dataclass whose fields are the options, where it runs, and what it does.
+    """A command: its settings (a dataclass whose fields are the options), its function, and its help text.
 
-    A field's metadata has its ``help``; with ``positional`` it is given without a name. ``check()`` of the settings
-    raises ConvNNError for what is wrong before anything starts.
+    A field's metadata has its ``help``; with ``positional`` it is an argument without a name. ``check()`` of the
+    settings raises ConvNNError before anything starts.
     """
 
     settings: str
@@ -48,12 +48,12 @@ COMMANDS = {
     "bench": Command(
         "bench.settings:BenchSettings",
         "bench.run:run_bench",
-        "time the layers on this machine beside what they stand in for (minutes)",
+        "time the layers on this machine beside what they replace (minutes)",
     ),
     "profile": Command(
         "accounting.settings:ProfileSettings",
         "accounting.commands:run_profile",
-        "tell what a model costs: parameters, FLOPs, activation memory and milliseconds",
+        "report what a model costs: parameters, FLOPs, activation memory and milliseconds",
     ),
     "table": Command(
         "accounting.settings:TableSettings",
@@ -81,7 +81,7 @@ def overview() -> str:
     calls = [f"  {call.ljust(wide)}  {text}" for call, text in FIRST]
     return "\n".join([
         f"convnn {__version__}: one operator that runs from convolution to attention.", "",
-        "Commands (convnn COMMAND --help tells a command's options):", *commands, "",
+        "Commands (convnn COMMAND --help lists a command's options):", *commands, "",
         "Try first:", *calls,
     ])  # fmt: skip
 
@@ -103,11 +103,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         if not isinstance(stop.__context__, BrokenPipeError):
             raise
-        return BROKEN_PIPE  # rich has caught it, and sent the rest of its output nowhere
+        return BROKEN_PIPE  # rich has caught it and discarded the rest of its output
 
 
 def _silenced() -> bool:
-    """Send what is still to be printed nowhere if nobody reads it; return whether that is so."""
+    """Redirect closed output streams to the null device; return True if there are any."""
     closed = [stream for stream in (sys.stdout, sys.stderr) if stream is not None and _unread(stream)]
     for stream in closed:
         nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -117,7 +117,7 @@ def _silenced() -> bool:
 
 
 def _unread(stream: TextIO) -> bool:
-    """Tell whether a stream is a pipe of which the other end is closed."""
+    """Return True if a stream is a pipe whose other end is closed."""
     try:
         poll = select.poll()
         poll.register(stream.fileno(), select.POLLOUT)
@@ -127,17 +127,17 @@ def _unread(stream: TextIO) -> bool:
 
 
 def _main(arguments: Sequence[str] | None) -> int:
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if not given or given[0] in ("-h", "--help"):
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
         print(overview())
         return 0
-    if given[0] == "--version":
+    if words[0] == "--version":
         print(f"convnn {__version__}")
         return 0
-    if given[0] not in COMMANDS:
-        print(f"convnn: error: {_unknown(given[0])}", file=sys.stderr)
+    if words[0] not in COMMANDS:
+        print(f"convnn: error: {_unknown(words[0])}", file=sys.stderr)
         return 2
-    return _call(given[0], given[1:])
+    return _call(words[0], words[1:])
 
 
 def _unknown(name: str) -> str:
@@ -170,7 +170,7 @@ def _call(command: str, arguments: Sequence[str]) -> int:
 
 
 def _with_option(error: ConvNNError, settings: Any) -> str:
-    """Return an error's text with the option in place of the field that it begins with."""
+    """Return an error's text with the option's name instead of the field's at its start."""
     name, _, rest = str(error).partition(":")
     for field in dataclasses.fields(settings):
         if field.name == name:
@@ -183,9 +183,9 @@ def _run(command: str, settings: object) -> None:
     run(settings)
 
 
-def _find(place: str) -> Any:
-    """Import what ``module:name`` names."""
-    module, _, name = place.partition(":")
+def _find(path: str) -> Any:
+    """Import the object ``module:name``."""
+    module, _, name = path.partition(":")
     return getattr(import_module(f".{module}", __package__), name)
 
 

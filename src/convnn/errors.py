@@ -1,4 +1,4 @@
-"""One family of errors: every message names the argument, what is allowed, what was given and how to fix it."""
+"""One family of errors: every message has the argument, the expected and the given value, and a fix."""
 
 from __future__ import annotations
 

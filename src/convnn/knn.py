@@ -1,4 +1,4 @@
-"""THE operator: k-nearest-neighbour aggregation, of which convolution and self-attention are special cases.
+"""The operator: k-nearest-neighbour aggregation. Convolution and self-attention are special cases of it.
 
     S[b,i,j] = sim(query[b,i], key[b,j])
     I[b,i]   = the k candidates j with the largest S[b,i,j], and s[b,i] their similarities      (knn_search)
@@ -13,11 +13,8 @@ from typing import NamedTuple, Unpack
 
 from torch import Tensor, nn
 
-from . import checks
-from .errors import invalid
-from .impl import choose
-from .maps import MapGeometry
-from .options import (
+from . import _checks as checks
+from ._options import (
     ChoiceKeywords,
     GatherKeywords,
     GatherOptions,
@@ -28,8 +25,11 @@ from .options import (
     operator_options,
     takes,
 )
-from .resolve import resolve
-from .tracing import one_node
+from ._resolve import resolve
+from ._tracing import one_node
+from .errors import invalid
+from .impl import choose
+from .maps import MapGeometry
 from .types import Choice, Gather, Neighbors, Problem, Search
 
 check_impl = choose.check
@@ -43,9 +43,9 @@ def knn_search(
     """Find the k most similar keys of every query, exactly.
 
     Similarities of half-precision inputs are computed and compared in float32, others in their own precision. No
-    gradient flows through the choice; it flows through the k similarities, to queries and keys. A nan similarity
-    counts as the largest (as in ``torch.topk``), so that a nan token shows in every result of its sample instead of
-    hiding; a sample's neighbours never depend on another's.
+    gradient flows through the choice; it flows through the k similarities, to queries and keys. NaN
+    similarities rank first, as in ``torch.topk``, so NaNs propagate to every output of their sample. A sample's
+    neighbours never depend on another's.
 
     Args:
         query: ``(B, N, C)``.
@@ -56,10 +56,10 @@ def knn_search(
             ``Blend(lam)``; larger is nearer, distances are negated.
         candidates: ``"all"`` (default), ``Random(r)``, ``Grid(g)``, ``Window(size)``, or positions ``(r,)`` among the
             keys. Under ``Random``, ``Grid`` and positions, slot 0 is the query's own token wherever queries are keys.
-        include_self: slot 0 is the query's own token, the other k - 1 slots are chosen among the others. Left out: what
-            the candidates imply; False is refused where they imply it.
-        grid: sizes of the map of which the keys are the tokens in raster order; ``(M,)`` if left out.
-        query_index: where the queries stand among the keys, ``(N,)`` or a ``QueryGrid``; ``"same"``: query i is key i.
+        include_self: slot 0 is the query's own token, the other k - 1 slots are chosen among the others. Left out: as
+            the candidates imply; False raises ConvNNError where they imply True.
+        grid: sizes of the map whose tokens, in raster order, are the keys; ``(M,)`` if left out.
+        query_index: the queries' positions among the keys, ``(N,)`` or a ``QueryGrid``; ``"same"``: query i is key i.
             Left out, it is ``"same"`` if ``query`` and ``key`` are the same tensor, and the queries are no keys
             (cross-attention) otherwise.
         key_padding_mask: ``(B, M)`` boolean, True for keys that may not be neighbours.
@@ -72,7 +72,7 @@ def knn_search(
         order if it is spatial.
 
     Raises:
-        ConvNNError: an argument does not fit; the message names it, what it was, what is allowed and the fix.
+        ConvNNError: an argument does not fit; the message has its name, its value, what is allowed and the fix.
 
     Example:
         >>> import torch
@@ -173,7 +173,7 @@ def knn_aggregate(
 
 
 class Call(NamedTuple):
-    """A call of ``knn_aggregate``: what is compared, what is aggregated, and the options of the search.
+    """A call of ``knn_aggregate``: queries, keys, the aggregation, and the options of the search.
 
     Attributes:
         query: ``(B, N, C)``; with a ``geometry`` it may be ``key`` itself.
@@ -182,7 +182,7 @@ class Call(NamedTuple):
         k: neighbours, or None for every candidate.
         impl: ``"auto"``, or the implementation to run.
         search: options of the search.
-        geometry: the map of which the tokens are given without its padding, or None.
+        geometry: the map whose tokens, without padding, are given, or None.
     """
 
     query: Tensor
@@ -194,20 +194,20 @@ class Call(NamedTuple):
     geometry: MapGeometry | None = None
 
 
-def gather_found(value: Tensor, found: Neighbors, weight: Tensor | None, *, groups: int, impl: str) -> Tensor:
-    """Aggregate the values ``(B, M, C_in)`` of neighbours with these similarities as their weights.
+def gather_weighted(value: Tensor, neighbors: Neighbors, weight: Tensor | None, *, groups: int, impl: str) -> Tensor:
+    """Aggregate the values ``(B, M, C_in)`` of neighbours, whose similarities are their weights.
 
-    For layers, whose own search found them: nothing is checked again.
+    The neighbours are those of the layer's own search: nothing is checked again.
     """
-    return choose.run_gather(impl, Gather(value, weight, None, "identity", 1.0, groups, 0.0), found)
+    return choose.run_gather(impl, Gather(value, weight, None, "identity", 1.0, groups, 0.0), neighbors)
 
 
-def aggregate(call: Call, *, own: bool = True) -> Tensor:
+def aggregate(call: Call, *, writable: bool = True) -> Tensor:
     """Run the operator for a layer: tokens ``(B, N, C_out)``, or with a geometry a map ``(B, C_out, *queries)``.
 
-    Without ``own`` the result may be what the backward pass reads, and must not be modified in place.
+    Unless ``writable``, the backward pass may read the result, which must not be modified in place.
     """
-    return choose.run_aggregate(call.impl, *_resolved(call), own=own)
+    return choose.run_aggregate(call.impl, *_resolved(call), writable=writable)
 
 
 def gather_with(
@@ -219,7 +219,7 @@ def gather_with(
     *,
     impl: str,
 ) -> Tensor:
-    """Aggregate as ``knn_gather`` does, with options that are made already."""
+    """Aggregate as ``knn_gather`` does, with options that exist already."""
     choose.check(impl)
     checks.tokens("value", value)
     checks.neighbors(neighbors, value)
@@ -231,12 +231,12 @@ def gather_with(
 def search_with(
     options: SearchOptions, query: Tensor, key: Tensor, k: int | None, geometry: MapGeometry | None = None, *, impl: str
 ) -> Neighbors:
-    """Search as ``knn_search`` does, with options that are made already; query, key and geometry as in ``Call``."""
+    """Search as ``knn_search`` does, with options that exist already; query, key and geometry as in ``Call``."""
     choose.check(impl)
     problem = resolve(query, key, k, options, geometry)
     if problem.every and problem.key_padding_mask is not None:
         raise invalid("k", "a number where keys are masked", None, "give the number of neighbours to return")
-    return _own_index(choose.run_search(impl, problem))
+    return _contiguous_index(choose.run_search(impl, problem))
 
 
 def explain(call: Call) -> Choice:
@@ -257,7 +257,7 @@ def explain_choice(
 ) -> Choice:
     """Return which implementation ``knn_aggregate`` would run for these arguments, and why; runs nothing.
 
-    ``explain_choice(layer, x)`` tells what a layer would run for an input.
+    ``explain_choice(layer, x)`` returns the implementation that a layer would run for an input.
 
     Example:
         >>> import torch
@@ -269,11 +269,11 @@ def explain_choice(
         'project_first'
     """
     if isinstance(query, nn.Module):
-        asked = getattr(query, "explain_choice", None)
-        if asked is None or value is not None or options or impl != "auto":
+        explain_layer = getattr(query, "explain_choice", None)
+        if explain_layer is None or value is not None or options or impl != "auto":
             expected = "a layer of convnn and its input, or the arguments of knn_aggregate"
             raise invalid("layer", expected, type(query).__name__, "pass such a layer")
-        choice: Choice = asked(key)
+        choice: Choice = explain_layer(key)
         return choice
     if value is None or "k" not in options:
         raise invalid("k" if value is not None else "value", "what knn_aggregate takes", "nothing", "give it")
@@ -282,16 +282,16 @@ def explain_choice(
     return explain(Call(query, key, gather.of(value, weight, bias), k, impl, search))
 
 
-def _own_index(found: Neighbors) -> Neighbors:
-    """Return neighbours whose index may be modified: one copy of the spatial ones serves all samples until here."""
-    return found._replace(index=found.index.contiguous())
+def _contiguous_index(neighbors: Neighbors) -> Neighbors:
+    """Return neighbours whose index may be modified: all samples share one copy of spatial neighbours until here."""
+    return neighbors._replace(index=neighbors.index.contiguous())
 
 
 def _resolved(call: Call) -> tuple[Search, Gather]:
     choose.check(call.impl)
     gather, problem = call.gather, resolve(call.query, call.key, call.k, call.search, call.geometry)
     checks.tokens("value", gather.value)
-    checks.alike(("key", call.key), ("value", gather.value), {0: "samples", 1: "tokens"})
+    checks.same(("key", call.key), ("value", gather.value), {0: "samples", 1: "tokens"})
     checks.gather(gather, problem.k)
     if problem.every and problem.key_padding_mask is not None and gather.weighting != "softmax":
         raise invalid("k", "a number where keys are masked (None needs softmax)", None, "give the number of neighbours")

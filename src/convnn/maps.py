@@ -1,4 +1,4 @@
-"""Maps: their padding, and where the queries stand."""
+"""Feature maps: their padding and their query grid."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from .errors import invalid
 
 @dataclass(frozen=True)
 class QueryGrid:
-    """Queries that stand on a regular part of the keys' grid: ``origin + stride * i`` for ``i < shape``, per axis.
+    """Queries at regular positions of the keys' grid: ``offset + stride * i`` for ``i < shape``, per axis.
 
     >>> QueryGrid((1, 1), (2, 2), (1, 1)).index((4, 4), torch.device("cpu"))
     tensor([ 5,  6,  9, 10])
     """
 
-    origin: tuple[int, ...]
+    offset: tuple[int, ...]
     shape: tuple[int, ...]
     stride: tuple[int, ...]
 
     def index(self, grid: tuple[int, ...], device: torch.device) -> Tensor:
         """Return the ``(N,)`` flat positions of the queries among the tokens of ``grid``, in raster order."""
         flat = torch.zeros((), dtype=torch.int64, device=device)
-        for origin, count, stride, size in zip(self.origin, self.shape, self.stride, grid, strict=True):
-            flat = flat.unsqueeze(-1) * size + (origin + stride * torch.arange(count, device=device))
+        for offset, count, stride, size in zip(self.offset, self.shape, self.stride, grid, strict=True):
+            flat = flat.unsqueeze(-1) * size + (offset + stride * torch.arange(count, device=device))
         return flat.flatten()
 
 
 @dataclass(frozen=True)
 class MapGeometry:
-    """The map whose tokens are compared: its sizes, the padding around it, and where the queries stand.
+    """The map whose tokens are compared: its sizes, its padding and its query grid.
 
     Attributes:
         sizes: of the map, per axis, without padding.
         padding: tokens that are added on both sides of every axis.
         padding_mode: as in ``nn.Conv*d``.
         grid: the sizes of the padded map.
-        queries: where the queries stand in the padded map.
+        queries: the query grid, in the padded map.
         channels_last: whether the channels of a token are adjacent in memory.
     """
 
@@ -53,8 +53,8 @@ class MapGeometry:
 
     @property
     def queries_are_tokens(self) -> bool:
-        """True if every query stands on the map itself, not in its padding."""
-        return all(away >= amount for away, amount in zip(self.queries.origin, self.padding, strict=True))
+        """True if every query is a token of the map itself, not of its padding."""
+        return all(away >= amount for away, amount in zip(self.queries.offset, self.padding, strict=True))
 
     def once_padded(self) -> MapGeometry:
         """Return the geometry of the padded map."""
@@ -75,7 +75,7 @@ def describe_map(
     Raises ConvNNError for a map that is too small for a single query.
 
     >>> describe_map((4, 6), (1, 1), (1, 1), stride=(1, 2)).queries
-    QueryGrid(origin=(1, 1), shape=(4, 3), stride=(1, 2))
+    QueryGrid(offset=(1, 1), shape=(4, 3), stride=(1, 2))
     """
     grid = tuple([size + 2 * amount for size, amount in zip(sizes, padding, strict=True)])
     shape = []

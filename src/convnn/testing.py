@@ -23,7 +23,7 @@ def separated_tokens(
     seed: int = 0,
     gap: float = 1e-4,
 ) -> Tensor:
-    """Draw tokens without ties, so that rounding cannot change who is chosen.
+    """Draw tokens without ties, so that rounding cannot change the selection.
 
     Any two tokens differ in their similarity to every query, whether it is a cosine, an inner product or a distance,
     by at least ``gap`` of the range of that query's similarities.
@@ -147,8 +147,8 @@ def layer_with_gradients(layer: nn.Module, x: Tensor) -> dict[str, Tensor]:
 def function_with_gradients(function: Callable[..., Tensor], **tensors: Tensor | None) -> dict[str, Tensor]:
     """Call a function with tensors by name, and return its output and the gradient of each (None is passed on)."""
     leaves = {name: None if tensor is None else tensor.detach().requires_grad_() for name, tensor in tensors.items()}
-    given = {name: leaf for name, leaf in leaves.items() if leaf is not None}
-    return with_gradients(function(**leaves), given)
+    inputs = {name: leaf for name, leaf in leaves.items() if leaf is not None}
+    return with_gradients(function(**leaves), inputs)
 
 
 def covering_set(
@@ -173,11 +173,11 @@ def covering_set(
     open_pairs = {((a, i), (b, j)) for a, b in itertools.combinations(options, 2) for i in counts[a] for j in counts[b]}
     cases = []
     while open_pairs:
-        wanted = min(open_pairs, key=str)
-        drawn = [{**{name: rng.choice(count) for name, count in counts.items()}, **dict(wanted)} for _ in range(200)]
+        pair = min(open_pairs, key=str)
+        drawn = [{**{name: rng.choice(count) for name, count in counts.items()}, **dict(pair)} for _ in range(200)]
         real = [row for row in drawn if allowed is None or allowed(_values(options, row))]
         best = max(real, key=lambda row: len(open_pairs & _pairs(row)), default=None)
-        open_pairs.discard(wanted)
+        open_pairs.discard(pair)
         if best is not None:
             open_pairs -= _pairs(best)
             cases.append(_values(options, best))

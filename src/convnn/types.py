@@ -1,4 +1,4 @@
-"""The nouns of the operator: neighbours, candidate sets, similarities, and one resolved problem of each kind."""
+"""The types of the operator: neighbours, candidate sets, similarities, and the checked problems."""
 
 from __future__ import annotations
 
@@ -33,18 +33,20 @@ class Neighbors(NamedTuple):
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
 
 
-def _whole(argument: str, value: object, minimum: int, fix: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt) or value < minimum:
-        raise invalid(argument, f"a whole number of at least {minimum}", repr(value), fix)
+def whole(argument: str, value: object, *, at_least: int = 1, fix: str = "give such a number") -> int:
+    """Return an int of at least ``at_least``; raises ConvNNError, with ``fix``, for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt) or value < at_least:
+        raise invalid(argument, f"a whole number of at least {at_least}", shown(value), fix)
+    return value  # type: ignore[return-value]  # while a graph is traced a SymInt is used as an int
 
 
 @dataclass(frozen=True)
 class Random:
     """Candidates: ``r`` tokens drawn without replacement, one draw for the whole batch.
 
-    With a ``seed`` every call makes the same draw, on every device. A ``generator`` is drawn from at every call;
-    without either it is torch's global one, whose state activation checkpointing restores (that of another it does not,
-    so that one is refused there). As many candidates as tokens, or more, means every token.
+    With a ``seed`` every call makes the same draw, on every device. Otherwise every call draws from ``generator``, or
+    from torch's global one. Activation checkpointing restores the state of the global generator alone: another one
+    raises ConvNNError there. As many candidates as tokens, or more, means every token.
 
     >>> Random(3, seed=0).draw(10, torch.device("cpu")).shape
     torch.Size([3])
@@ -55,7 +57,7 @@ class Random:
     generator: torch.Generator | None = None
 
     def __post_init__(self) -> None:
-        _whole("Random.r", self.r, 1, "give the number of candidates to draw")
+        whole("Random.r", self.r, fix="give the number of candidates to draw")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int | None):
             expected, fix = "an int or None", "give a seed, or a torch.Generator as generator="
             raise invalid("Random.seed", expected, shown(self.seed), fix)
@@ -66,7 +68,7 @@ class Random:
             raise invalid("Random.seed", "None beside a generator", self.seed, "give only one of them")
 
     def takes_all(self, grid: Sequence[int]) -> bool:
-        """Return True if so many candidates of the tokens of a grid are wanted that every token is one.
+        """Return True if every token of a grid is a candidate.
 
         >>> Random(4).takes_all((2, 2))
         True
@@ -80,13 +82,13 @@ class Random:
         elif self.generator is None:
             order = torch.randperm(tokens, device=device)
         else:
-            _refuse_replay()
+            _check_not_replayed()
             order = torch.randperm(tokens, generator=self.generator, device=self.generator.device).to(device)
         return order[: self.r].sort().values
 
 
-def _refuse_replay() -> None:
-    """Refuse a draw in a backward pass, where a forward pass is run again: it would be another draw than the first."""
+def _check_not_replayed() -> None:
+    """Raise ConvNNError where a backward pass runs a forward pass again: the second draw would be another."""
     if torch._C._current_graph_task_id() != -1:
         expected = "None or a seed where a backward pass runs the layer again (activation checkpointing)"
         fix = "leave it out (torch's global generator, which checkpointing restores), or give a seed"
@@ -120,11 +122,12 @@ class Grid:
     margin: int = 0
 
     def __post_init__(self) -> None:
-        _whole("Grid.g", self.g, 1, "give the number of candidates per axis")
-        _whole("Grid.margin", self.margin, 0, "give the distance of the first candidate from the border, in tokens")
+        whole("Grid.g", self.g, fix="give the number of candidates per axis")
+        fix = "give the distance of the first candidate from the border, in tokens"
+        whole("Grid.margin", self.margin, at_least=0, fix=fix)
 
     def takes_all(self, grid: Sequence[int]) -> bool:
-        """Return True if so many candidates of the tokens of a grid are wanted that every token is one."""
+        """Return True if every token of a grid is a candidate."""
         return self.g > min(grid) or self.g == max(grid)
 
 
@@ -152,7 +155,7 @@ class Window:
             if isinstance(value, Sequence) and not value:
                 raise invalid(f"Window.{argument}", "one number, or one per axis", repr(value), "give at least one")
             for number in getattr(self, argument) if isinstance(value, Sequence) else (value,):
-                _whole(f"Window.{argument}", number, 1, "give one number, or one per axis")
+                whole(f"Window.{argument}", number, fix="give one number, or one per axis")
         for number in self.size if isinstance(self.size, tuple) else (self.size,):
             if int(number) % 2 == 0:
                 raise invalid("Window.size", "an odd size (the query is its centre)", repr(self.size), "add or take 1")
@@ -198,24 +201,24 @@ Similarity = SimilarityName | Blend
 
 
 class Search(NamedTuple):
-    """A search that has been checked and resolved; what every implementation of ``knn_search`` receives.
+    """A checked and resolved search, as every implementation receives it.
 
     Attributes:
         query: ``(B, N, C)``.
         key: ``(B, M, C)``.
         k: neighbours, at most M.
-        every: whether k stands for every key that is not masked; a masked key then has similarity -inf.
+        every: whether k means every key that is not masked; a masked key then has similarity -inf.
         similarity: a name or a ``Blend``.
         scale: the factor of ``dot``.
         candidates: ``"all"``, a ``Grid``, a ``Window``, or ``(r,)`` ascending positions.
         include_self: whether slot 0 is the query's own token.
         grid: the keys' grid; its product is M.
-        query_index: where the queries stand among the keys, ``(N,)`` or a ``QueryGrid``; None if they are not keys.
+        query_index: the queries' positions among the keys, ``(N,)`` or a ``QueryGrid``; None if they are not keys.
         key_padding_mask: ``(B, M)``, True for keys that may not be chosen, or None.
         deterministic: whether equal similarities are taken lowest index first.
         need_similarity: whether the similarities are used by what follows.
-        geometry: the map of which query, key and value are the tokens without padding, while ``grid``, positions and
-            ``query_index`` count the padding; None where the tokens are all there are.
+        geometry: the map whose tokens, without padding, are query, key and value; ``grid``, positions and
+            ``query_index`` count the padding. None if there is no padding to add.
     """
 
     query: Tensor
@@ -240,7 +243,7 @@ class Search(NamedTuple):
 
 
 class Gather(NamedTuple):
-    """An aggregation that has been checked; what every implementation of ``knn_gather`` receives.
+    """A checked aggregation, as every implementation receives it.
 
     Attributes:
         value: ``(B, M, C_in)``.
@@ -249,8 +252,8 @@ class Gather(NamedTuple):
         weighting: how a similarity weights its neighbour.
         temperature: the divisor of the similarities under ``softmax``.
         groups: as in ``nn.Conv1d``.
-        dropout_p: the chance that a neighbour's weight is zeroed (the others are scaled up), as in attention.
-        source: the map ``(B, C_in, *sizes)`` without padding that the values are the tokens of, or None.
+        dropout_p: the probability that a neighbour's weight is zeroed (the others are scaled up), as in attention.
+        source: the map ``(B, C_in, *sizes)``, without padding, whose tokens are the values, or None.
     """
 
     value: Tensor
@@ -264,14 +267,14 @@ class Gather(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """What an implementation is to run: a search, an aggregation of given neighbours, or both at once."""
+    """The problem for an implementation: a search, an aggregation of given neighbours, or both at once."""
 
     search: Search | None
     gather: Gather | None
 
 
 class Choice(NamedTuple):
-    """Which implementation runs, and why."""
+    """The implementation that runs, and the reason."""
 
     impl: str
     reason: str

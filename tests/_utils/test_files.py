@@ -23,7 +23,7 @@ def test_what_fails_leaves_the_old_files_and_nothing_else(tmp_path):
     assert json.loads((tmp_path / "a.json").read_text()) == {"loss": 1}
 
 
-def test_files_take_their_places_together(tmp_path):
+def test_files_are_replaced_together(tmp_path):
     (tmp_path / "a").write_text("old")
     with staged(tmp_path) as temporary:
         for name in ("a", "b"):

@@ -17,21 +17,21 @@ from convnn import Blend, Grid, Random
 def convnn_map(layer, x):
     """A ConvNN layer on a map: compare all tokens of the padded map, gather, drop the padded queries, multiply."""
     x = F.pixel_unshuffle(x, layer.unshuffle) if layer.unshuffle > 1 else x
-    sides = [amount for amount in reversed(layer.padding) for _ in range(2)]
+    sides = [amount for amount in reversed(layer.candidate_padding) for _ in range(2)]
     padded = F.pad(x, sides)
     batch, _, *grid = padded.shape
     tokens = padded.flatten(2)
     count = tokens.shape[2]
-    places = torch.rand(1, layer.dims, count)
+    positions = torch.rand(1, layer.dims, count)
     compared = values = tokens
     if layer.projection:
         compared, values = tokens.transpose(1, 2), layer.value_projection(tokens.transpose(1, 2)).transpose(1, 2)
     if isinstance(layer.similarity, Blend):
         spread = tokens.std(dim=(1, 2), keepdim=True) + 1e-6
-        places_compared = (places * (1 - layer.similarity.lam)).expand(batch, -1, -1)
-        compared = torch.cat([tokens / spread * layer.similarity.lam, places_compared], 1)
+        positions_compared = (positions * (1 - layer.similarity.lam)).expand(batch, -1, -1)
+        compared = torch.cat([tokens / spread * layer.similarity.lam, positions_compared], 1)
     if layer.value_coordinates:
-        values = torch.cat([values, places.expand(batch, -1, -1)], 1)
+        values = torch.cat([values, positions.expand(batch, -1, -1)], 1)
     sample = sampled(layer, grid)
     if layer.projection:
         query = layer.query_projection(compared).transpose(1, 2)
@@ -43,7 +43,7 @@ def convnn_map(layer, x):
     if layer.weighting != "ones":
         gathered = gathered * rho.unsqueeze(1)
     gathered = gathered.unflatten(2, grid)
-    for axis, amount in enumerate(layer.padding):
+    for axis, amount in enumerate(layer.candidate_padding):
         gathered = gathered.narrow(2 + axis, amount, grid[axis] - 2 * amount)
     prime = gathered.flatten(2)
     if layer.weight is None:

@@ -27,25 +27,27 @@ from .naive import attention, convnn_map, printed, products
 
 MAPS = {
     "plain": ConvNN2d(6, 8, k=5),
-    "padded": ConvNN2d(6, 8, k=9, padding=1),
-    "random": ConvNN2d(6, 8, k=5, padding=1, candidates=Random(20)),
+    "padded": ConvNN2d(6, 8, k=9, candidate_padding=1),
+    "random": ConvNN2d(6, 8, k=5, candidate_padding=1, candidates=Random(20)),
     "all of random": ConvNN2d(6, 8, k=5, candidates=Random(1000)),
-    "grid": ConvNN2d(6, 8, k=5, padding=1, candidates=Grid(3)),
+    "grid": ConvNN2d(6, 8, k=5, candidate_padding=1, candidates=Grid(3)),
     "all of grid": ConvNN2d(6, 8, k=5, candidates=Grid(9)),
-    "blend": ConvNN2d(6, 8, k=5, padding=1, similarity=Blend(0.5)),
-    "coordinates": ConvNN2d(6, 8, k=5, padding=1, similarity=Blend(0.3), value_coordinates=True),
-    "euclidean": ConvNN2d(6, 8, k=5, padding=1, similarity="euclidean"),
+    "blend": ConvNN2d(6, 8, k=5, candidate_padding=1, similarity=Blend(0.5)),
+    "coordinates": ConvNN2d(6, 8, k=5, candidate_padding=1, similarity=Blend(0.3), value_coordinates=True),
+    "euclidean": ConvNN2d(6, 8, k=5, candidate_padding=1, similarity="euclidean"),
     "groups": ConvNN2d(6, 8, k=5, groups=2),
     "depthwise": ConvNN2d(6, 6, k=5, aggregation="depthwise"),
-    "separable": ConvNN2d(6, 8, k=5, padding=1, aggregation="depthwise_separable"),
+    "separable": ConvNN2d(6, 8, k=5, candidate_padding=1, aggregation="depthwise_separable"),
     "sum": ConvNN2d(6, 6, k=5, aggregation="sum"),
-    "projection": ConvNN2d(6, 8, k=5, padding=1, projection=True, weighting="softmax"),
-    "projection of random": ConvNN2d(6, 8, k=5, padding=1, projection=True, weighting="softmax", candidates=Random(7)),
-    "softmax": ConvNN2d(6, 8, k=5, padding=1, weighting="softmax"),
-    "unshuffle": ConvNN2d(6, 8, k=3, padding=1, unshuffle=2),
+    "projection": ConvNN2d(6, 8, k=5, candidate_padding=1, projection=True, weighting="softmax"),
+    "projection of random": ConvNN2d(
+        6, 8, k=5, candidate_padding=1, projection=True, weighting="softmax", candidates=Random(7)
+    ),
+    "softmax": ConvNN2d(6, 8, k=5, candidate_padding=1, weighting="softmax"),
+    "unshuffle": ConvNN2d(6, 8, k=3, candidate_padding=1, unshuffle=2),
     "shuffle": ConvNN2d(6, 8, k=3, shuffle=2),
-    "sequence": ConvNN1d(6, 8, k=3, padding=2, candidates=Grid(4)),
-    "volume": ConvNN3d(6, 8, k=5, padding=1, candidates=Grid(3), similarity=Blend(0.5)),
+    "sequence": ConvNN1d(6, 8, k=3, candidate_padding=2, candidates=Grid(4)),
+    "volume": ConvNN3d(6, 8, k=5, candidate_padding=1, candidates=Grid(3), similarity=Blend(0.5)),
 }
 ATTENTION = {
     "attention": ConvNNAttention(12, 3, k=None, aggregation="sum"),
@@ -238,7 +240,7 @@ def test_windows_and_positions_are_their_tokens():
 
 
 def test_a_stride_thins_the_outputs_alone():
-    layer = ConvNN2d(6, 8, k=3, padding=1, stride=2)
+    layer = ConvNN2d(6, 8, k=3, candidate_padding=1, stride=2)
     counted = by_operator(layer, torch.randn(1, 6, 8, 8), "gather")
     assert counted == {"bmm": 2 * 100 * 100 * 6, "conv1d": 2 * 16 * 3 * 6 * 8}
 

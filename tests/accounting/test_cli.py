@@ -159,7 +159,7 @@ def test_a_device_that_is_not_there(capsys, monkeypatch):
     assert "--device: expected a device that is there, got 'cuda'; use cpu" in err
 
 
-def test_help_tells_every_option_and_imports_nothing_heavy():
+def test_help_lists_every_option_and_imports_nothing_heavy():
     heavy = ("lightning", "timm", "sklearn", "matplotlib", "rich")
     code = "import sys, convnn.cli\ntry:\n    convnn.cli.main(['profile', '--help'])\nexcept SystemExit:\n    pass\n"
     code += f"print([name for name in {heavy} if name in sys.modules])"

@@ -36,7 +36,7 @@ def test_flops_of_the_bounded_implementation_are_the_same_products():
     assert count_flops(ConvNN2d(4, 4, k=3, impl="tiled"), x) == count_flops(ConvNN2d(4, 4, k=3, impl="dense"), x)
 
 
-def test_sampled_candidates_meet_the_slot_matrices_once():
+def test_sampled_candidates_are_multiplied_by_the_slot_matrices_once():
     search, own_slot, other_slots = 2 * 36 * 5 * 4, 2 * 36 * 4 * 4, 2 * 5 * 2 * 4 * 4
     layer = ConvNN2d(4, 4, k=3, candidates=Random(5))
     assert count_flops(layer, torch.randn(1, 4, 6, 6)) == search + own_slot + other_slots

@@ -33,7 +33,7 @@ def test_all_candidates(batch, impl):
     ids=["random", "grid", "positions"],
 )
 @pytest.mark.parametrize("batch", [1, 3])
-def test_few_candidates_meet_the_slot_matrices_once(candidates, r, batch):
+def test_few_candidates_are_multiplied_by_the_slot_matrices_once(candidates, r, batch):
     search, aggregation = 2 * N * r * 6, 2 * (N + r * 4) * 6 * 10
     assert flops(ConvNN2d(6, 10, k=5, candidates=candidates), batch, 6, *GRID) == batch * (search + aggregation)
 
@@ -46,8 +46,8 @@ def test_more_candidates_than_tokens_are_all():
 
 def test_tokens_of_the_padding_are_candidates_and_no_queries():
     padded = 8 * 10
-    assert flops(ConvNN2d(6, 10, k=5, padding=1), 1, 6, *GRID) == 2 * N * padded * 6 + 2 * padded * 5 * 6 * 10
-    layer = ConvNN2d(6, 10, k=5, padding=1, candidates=Random(9))
+    assert flops(ConvNN2d(6, 10, k=5, candidate_padding=1), 1, 6, *GRID) == 2 * N * padded * 6 + 2 * padded * 5 * 6 * 10
+    layer = ConvNN2d(6, 10, k=5, candidate_padding=1, candidates=Random(9))
     assert flops(layer, 1, 6, *GRID) == 2 * N * 9 * 6 + 2 * (N + 9 * 4) * 6 * 10
 
 
@@ -143,7 +143,7 @@ def test_neighbourhood_attention_compares_its_windows_alone():
 @pytest.mark.parametrize(
     "layer",
     [
-        ConvNN2d(6, 10, k=5, padding=1),
+        ConvNN2d(6, 10, k=5, candidate_padding=1),
         ConvNN2d(6, 10, k=5, candidates=Random(9)),
         HybridConvNN2d(6, 10, candidates=Grid(3)),
         ConvNN2d(6, 10, k=5, projection=True, weighting="softmax", aggregation="depthwise_separable"),

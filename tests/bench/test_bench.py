@@ -23,13 +23,13 @@ from convnn.bench.steps import Function, step_of, training_step
 def test_the_small_set_has_one_case_of_every_question_that_is_quick() -> None:
     names = list(cases.cases())
     assert len(names) == len(set(names))
-    small = run.chosen(BenchSettings())
+    small = run.selected(BenchSettings())
     resnet = "ResNet-50 hybrid random 32, "
     slow = {resnet + "training step", resnet + "its branches", "k-NN attention vs full attention"}
     questions = {name.split("/")[0] for name in names} - slow
     assert {name.split("/")[0] for name in small} == questions
-    assert set(run.chosen(BenchSettings(full=True))) == set(names)
-    assert run.chosen(BenchSettings(only="k-NN attention/24x1024")) == ["k-NN attention/24x1024x64"]
+    assert set(run.selected(BenchSettings(full=True))) == set(names)
+    assert run.selected(BenchSettings(only="k-NN attention/24x1024")) == ["k-NN attention/24x1024x64"]
 
 
 def test_every_shape_that_the_issue_of_speed_is_about_has_its_cases() -> None:
@@ -55,7 +55,7 @@ def test_gather_and_einsum_is_what_knn_gather_computes(depthwise: bool, monkeypa
         outputs.append(layer(x))
         return lambda: None
 
-    for module, make in ((cases, cases.given_neighbours), (comparators, comparators.gather_and_einsum)):
+    for module, make in ((cases, cases.given_neighbors), (comparators, comparators.gather_and_einsum)):
         monkeypatch.setattr(module, "step_of", keep)
         torch.manual_seed(0)
         make((2, 4, 5), depthwise=depthwise)(False)  # type: ignore[operator]

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from convnn import ConvNNError
-from convnn.explain import NeighbourMap
+from convnn.explain import NeighborMap
 from convnn.explain.plots import shading, spectrum_picture, tile
 
-FOUND = NeighbourMap((4, 4), (1, 1), ((1, 1), (0, 2), (-1, -1)), (1.0, 0.9, 0.2))
+FOUND = NeighborMap((4, 4), (1, 1), ((1, 1), (0, 2), (-1, -1)), (1.0, 0.9, 0.2))
 
 
 def pixels(data):
@@ -40,14 +40,14 @@ def test_tiles_are_the_same_in_threads_and_leave_pyplot_alone():
 
 
 def test_many_neighbours_go_without_numbers():
-    places = tuple((row, column) for row in range(6) for column in range(6))
-    weight = tuple(1 / 36 for _ in places)
-    assert len(tile(torch.zeros(6, 6), NeighbourMap((6, 6), (0, 0), places, weight, weight))) > 500
+    positions = tuple((row, column) for row in range(6) for column in range(6))
+    weight = tuple(1 / 36 for _ in positions)
+    assert len(tile(torch.zeros(6, 6), NeighborMap((6, 6), (0, 0), positions, weight, weight))) > 500
 
 
 def test_shading_runs_from_the_least_to_the_largest_neighbour():
     assert shading(FOUND) == [1.0, 1.0, 1.0 - 0.7 / 0.7]
-    assert shading(NeighbourMap((1, 1), (0, 0), ((0, 0),), (0.3,))) == [1.0]
+    assert shading(NeighborMap((1, 1), (0, 0), ((0, 0),), (0.3,))) == [1.0]
 
 
 def test_the_one_picture(tmp_path):

@@ -221,7 +221,7 @@ def test_a_wrong_export_is_refused_and_leaves_the_file_that_was_there(tmp_path, 
 def test_it_is_quiet_and_says_what_it_does_when_asked(tmp_path, capfd, caplog) -> None:
     said: list[str] = []
     levels = {name: logging.getLogger(name).level for name in ("torch.onnx", "onnxscript", "onnx_ir")}
-    export(tiny(candidates=convnn.Random(9)), tmp_path / "model.onnx", image_size=8, say=said.append)
+    export(tiny(candidates=convnn.Random(9)), tmp_path / "model.onnx", image_size=8, log=said.append)
     assert capfd.readouterr() == ("", "")
     assert [record for record in caplog.records if record.levelno >= logging.INFO] == []
     assert levels == {name: logging.getLogger(name).level for name in levels}

@@ -78,7 +78,7 @@ def test_what_rounding_exchanges_is_no_mistake() -> None:
 
 def test_exact_ties_are_decided_alike() -> None:
     """Tokens without a common channel are equally similar: any may be chosen, and the first are compared."""
-    layer = convnn.ConvNN2d(3, 4, k=5, candidates=convnn.Random(12), padding=1)
+    layer = convnn.ConvNN2d(3, 4, k=5, candidates=convnn.Random(12), candidate_padding=1)
     model = trace.for_export(nn.Sequential(nn.ReLU(), nn.Threshold(1.0, 0.0), layer, nn.Flatten()))
     found = compare(model, model)
     assert found.exact is not None

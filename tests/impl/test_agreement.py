@@ -93,7 +93,7 @@ def search(case: dict[str, Any], impl: str, dtype: torch.dtype, *, oracle: bool 
     return convnn.knn_search(key if query is None else query, key, K, impl=impl, **search_options(case))
 
 
-def compare_neighbours(case: dict[str, Any], impl: str, dtype: torch.dtype) -> None:
+def compare_neighbors(case: dict[str, Any], impl: str, dtype: torch.dtype) -> None:
     expected = search(case, "reference", dtype, oracle=True)
     actual = search(case, impl, dtype)
     assert actual.similarity.dtype == (dtype if dtype in (torch.float32, torch.float64) else torch.float32)
@@ -110,7 +110,7 @@ def test_every_search(similarity, candidates):
             "queries": queries,
         }  # fmt: skip
         if exists(case):
-            compare_neighbours(case, "dense", torch.float64)
+            compare_neighbors(case, "dense", torch.float64)
 
 
 def tensors(case: dict[str, Any]) -> dict[str, Tensor | None]:
@@ -186,7 +186,7 @@ CASES = covering_set(OPTIONS, allowed=exists)
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case.values())))
 def test_outputs_and_gradients(case):
-    compare_neighbours(case, "dense", case["dtype"])
+    compare_neighbors(case, "dense", case["dtype"])
     assert {"auto", "reference", "dense"} <= set(compare(tensors(case), aggregate_options(case)))
 
 

@@ -43,7 +43,7 @@ def test_a_new_implementation_is_a_class_and_a_line(monkeypatch):
 CONV = nn.Conv2d(4, 6, 3, padding=1)
 LAYERS = {
     "conv": (lambda: convnn.ConvNN2d.from_conv(CONV), "conv"),
-    "random": (lambda: convnn.ConvNN2d(4, 6, padding=1, candidates=convnn.Random(9)), "project_first"),
+    "random": (lambda: convnn.ConvNN2d(4, 6, candidate_padding=1, candidates=convnn.Random(9)), "project_first"),
     "random, more than there are": (lambda: convnn.ConvNN2d(4, 6, candidates=convnn.Random(99)), "tiled"),
     "grid": (lambda: convnn.HybridConvNN2d(4, 6, candidates=convnn.Grid(3)), "project_first"),
     "all": (lambda: convnn.ConvNN2d(4, 6), "tiled"),
@@ -84,7 +84,7 @@ def test_a_layer_follows_its_attributes():
     layer = convnn.ConvNN2d.from_conv(CONV)
     assert torch.equal(layer(x), CONV(x))
     layer.similarity, layer.candidates, layer.include_self = "cosine", "all", True
-    expected = convnn.ConvNN2d(4, 6, 9, padding=1)
+    expected = convnn.ConvNN2d(4, 6, 9, candidate_padding=1)
     expected.load_state_dict({"weight": CONV.weight.detach().flatten(2), "bias": CONV.bias.detach()})
     torch.testing.assert_close(layer(x), expected(x))
     layer.candidates = torch.tensor([0, 9, 18])

@@ -150,8 +150,8 @@ def test_a_blend_does_not_round_coordinates(lam, impl):
     tokens = x.unsqueeze(0)
     found = convnn.knn_search(tokens, tokens, K, similarity=similarity, grid=(6, 7), impl=impl)
     row, column = torch.meshgrid(torch.arange(6).double() * 0.4 - 1, torch.arange(7).double() / 3 - 1, indexing="ij")
-    places = torch.stack([column.flatten(), row.flatten()], 1)
-    exact = (lam / (x.double().std() + 1e-6)) ** 2 * distances(x, x) + (1 - lam) ** 2 * distances(places, places)
+    positions = torch.stack([column.flatten(), row.flatten()], 1)
+    exact = (lam / (x.double().std() + 1e-6)) ** 2 * distances(x, x) + (1 - lam) ** 2 * distances(positions, positions)
     best, taken = exact.sort(dim=1).values[:, :K], exact.gather(1, found.index[0])
     torch.testing.assert_close(taken, best, rtol=1e-5 if lam else 1e-12, atol=0)  # of std in float32
 

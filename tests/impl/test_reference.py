@@ -44,7 +44,7 @@ def test_the_scale_of_dot(impl):
     assert similarities([3.0, 4.0], HAND_KEYS, impl, similarity="dot", scale=2.0) == pytest.approx([50, 0, 0, 100, 6])
 
 
-# Three tokens 1, 2, 3 (standard deviation 1) at the places -1, 0, 1: half of each is compared.
+# Three tokens 1, 2, 3 (standard deviation 1) at the positions -1, 0, 1: half of each is compared.
 BLENDED = {
     "cosine": [0.0, 1 / math.sqrt(2), 1.0],
     "sqeuclidean": [-2.0, -0.5, 0.0],
@@ -71,9 +71,9 @@ def test_a_blend_at_its_ends(impl):
     ends = {lam: convnn.knn_search(x, x, 12, similarity=convnn.Blend(lam), grid=(3, 4), impl=impl) for lam in (0, 1)}
     features = convnn.knn_search(x, x, 12, similarity="cosine", impl=impl)
     assert torch.equal(ends[1].index, features.index)
-    places = torch.tensor([[[2 * (j % 4) / 3 - 1, j // 4 - 1.0] for j in range(12)]], dtype=torch.float64)
+    points = torch.tensor([[[2 * (j % 4) / 3 - 1, j // 4 - 1.0] for j in range(12)]], dtype=torch.float64)
     assert_close(
-        {"similarity": ends[0].similarity}, {"similarity": convnn.knn_search(places, places, 12, impl=impl).similarity}
+        {"similarity": ends[0].similarity}, {"similarity": convnn.knn_search(points, points, 12, impl=impl).similarity}
     )
 
 

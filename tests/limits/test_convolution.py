@@ -1,4 +1,4 @@
-"""The spatial ConvNN is a convolution: same outputs and gradients, by the native kernel and by the general road."""
+"""The spatial ConvNN is a convolution: same outputs and gradients, by the native kernel and by the general path."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from convnn.testing import assert_close, covering_set, layer_with_gradients
 LAYERS = {nn.Conv1d: convnn.ConvNN1d, nn.Conv2d: convnn.ConvNN2d, nn.Conv3d: convnn.ConvNN3d}
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 LIMITS = {torch.float64: 1e-10, torch.float32: 1e-5}
-ROADS = {"auto": "impl conv", "dense": "impl dense"}
+PATHS = {"auto": "impl conv", "dense": "impl dense"}
 
 
 @pytest.fixture
@@ -33,14 +33,14 @@ def conv_results(conv: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
 
 def check(conv: nn.Module, x: Tensor, log: Any, impls: tuple[str, ...] = ("auto", "dense")) -> None:
-    """Compare ``from_conv`` with its convolution, in the precision of ``x``, on every road that is asked for."""
+    """Compare ``from_conv`` with its convolution, in the precision of ``x``, by every implementation."""
     conv = conv.to(x.dtype)
     expected = conv_results(conv, x)
     for impl in impls:
         layer = LAYERS[type(conv)].from_conv(conv, impl=impl)
         log.clear()
         actual = layer_with_gradients(layer, x)
-        assert log.messages[0].startswith(ROADS[impl]), f"{conv} by {impl} took the road: {log.messages}"
+        assert log.messages[0].startswith(PATHS[impl]), f"{conv} by {impl} ran: {log.messages}"
         assert_close(actual, expected, limit=LIMITS[x.dtype], case=f"{conv}, input {tuple(x.shape)}, {impl}, {x.dtype}")
 
 
@@ -146,12 +146,14 @@ def test_k_nearest_positions_are_the_kernel_without_any_window(kernel, padding, 
     conv = nn.Conv2d(3, 5, kernel, padding=padding, dtype=dtype)
     x = torch.randn(2, 3, 8, 11, dtype=dtype)
     expected = conv_results(conv, x)
-    for impl, road in ROADS.items():
-        layer = convnn.ConvNN2d(3, 5, k=kernel**2, padding=padding, similarity="spatial", impl=impl, dtype=dtype)
+    for impl, path in PATHS.items():
+        layer = convnn.ConvNN2d(
+            3, 5, k=kernel**2, candidate_padding=padding, similarity="spatial", impl=impl, dtype=dtype
+        )
         layer.load_state_dict({"weight": conv.weight.flatten(2), "bias": conv.bias})
         log.clear()
         actual = layer_with_gradients(layer, x)
-        assert log.messages[0].startswith(road)
+        assert log.messages[0].startswith(path)
         assert_close(actual, expected, limit=LIMITS[dtype], case=impl)
 
 
@@ -170,7 +172,7 @@ def test_a_convolution_s_state_dict_loads_as_it_is(kind, size):
 @pytest.mark.parametrize(
     ("kind", "size"), [(nn.Conv1d, (9,)), (nn.Conv2d, (6, 9)), (nn.Conv3d, (4, 3, 5))], ids=lambda value: str(value)
 )
-@pytest.mark.parametrize("impl", ROADS)
+@pytest.mark.parametrize("impl", PATHS)
 def test_an_input_without_batch(kind, size, impl):
     conv = kind(2, 4, 3, stride=2, padding=1, dtype=torch.float64)
     x = torch.randn(2, *size, dtype=torch.float64)
@@ -178,24 +180,38 @@ def test_an_input_without_batch(kind, size, impl):
     assert_close(layer_with_gradients(layer, x), conv_results(conv, x))
 
 
-@pytest.mark.parametrize("impl", ROADS)
+@pytest.mark.parametrize("impl", PATHS)
 @pytest.mark.parametrize("multiplier", [1, 3])
 def test_depthwise_aggregation_is_a_depthwise_convolution(multiplier, impl):
     conv = nn.Conv2d(4, 4 * multiplier, 3, padding=1, groups=4, dtype=torch.float64)
     layer = convnn.ConvNN2d(
-        4, 4 * multiplier, k=9, padding=1, similarity="spatial", aggregation="depthwise", impl=impl, dtype=torch.float64
+        4,
+        4 * multiplier,
+        k=9,
+        candidate_padding=1,
+        similarity="spatial",
+        aggregation="depthwise",
+        impl=impl,
+        dtype=torch.float64,
     )
     layer.load_state_dict(conv.state_dict())
     x = torch.randn(2, 4, 7, 5, dtype=torch.float64)
     assert_close(layer_with_gradients(layer, x), conv_results(conv, x))
 
 
-@pytest.mark.parametrize("impl", ROADS)
+@pytest.mark.parametrize("impl", PATHS)
 def test_depthwise_separable_aggregation_is_depthwise_then_pointwise(impl):
     depthwise = nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False, dtype=torch.float64)
     pointwise = nn.Conv2d(4, 6, 1, dtype=torch.float64)
     layer = convnn.ConvNN2d(
-        4, 6, k=9, padding=1, similarity="spatial", aggregation="depthwise_separable", impl=impl, dtype=torch.float64
+        4,
+        6,
+        k=9,
+        candidate_padding=1,
+        similarity="spatial",
+        aggregation="depthwise_separable",
+        impl=impl,
+        dtype=torch.float64,
     )
     weights = {
         "weight": depthwise.weight,
@@ -214,7 +230,7 @@ def test_depthwise_separable_aggregation_is_depthwise_then_pointwise(impl):
     )
 
 
-@pytest.mark.parametrize("impl", ROADS)
+@pytest.mark.parametrize("impl", PATHS)
 def test_the_memory_format_of_the_input_is_that_of_the_output(impl):
     conv = nn.Conv2d(4, 6, 3, padding=1)
     layer = convnn.ConvNN2d.from_conv(conv, impl=impl)
@@ -234,5 +250,5 @@ def test_the_map_may_change_its_size_at_every_call():
 def test_an_empty_batch():
     conv = nn.Conv2d(2, 3, 3, padding=1)
     x = torch.randn(0, 2, 5, 4)
-    for impl in ROADS:
+    for impl in PATHS:
         assert convnn.ConvNN2d.from_conv(conv, impl=impl)(x).shape == conv(x).shape

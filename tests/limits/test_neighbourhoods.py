@@ -55,9 +55,9 @@ def test_the_layer_s_heads_attend_to_their_own_neighbours(k):
 
 
 # --------------------------------------------------------------------------------------------- neighbourhood attention
-def place_in_window(at: int, size: int, dilation: int, length: int) -> list[int]:
-    """The places of one axis to which ``at`` attends: its own residue class, moved inside at the border."""
-    reachable = [place for place in range(length) if place % dilation == at % dilation]
+def position_in_window(at: int, size: int, dilation: int, length: int) -> list[int]:
+    """The positions of one axis to which ``at`` attends: its own residue class, moved inside at the border."""
+    reachable = [position for position in range(length) if position % dilation == at % dilation]
     middle = reachable.index(at)
     first = min(max(middle - size // 2, 0), len(reachable) - size)
     return reachable[first : first + size]
@@ -65,11 +65,11 @@ def place_in_window(at: int, size: int, dilation: int, length: int) -> list[int]
 
 def neighbourhood_attention(q: Tensor, k: Tensor, v: Tensor, *, grid: tuple, size: tuple, dilation: tuple) -> Tensor:
     """Every query by itself: softmax over its window, as Hassani et al. define it."""
-    places = list(itertools.product(*(range(length) for length in grid)))
+    positions = list(itertools.product(*(range(length) for length in grid)))
     rows = []
-    for n, place in enumerate(places):
-        axes = [place_in_window(*args) for args in zip(place, size, dilation, grid, strict=True)]
-        window = [places.index(other) for other in itertools.product(*axes)]
+    for n, position in enumerate(positions):
+        axes = [position_in_window(*args) for args in zip(position, size, dilation, grid, strict=True)]
+        window = [positions.index(other) for other in itertools.product(*axes)]
         logits = torch.einsum("bc,bwc->bw", q[:, n], k[:, window]) / q.shape[-1] ** 0.5
         rows.append(torch.einsum("bw,bwc->bc", logits.softmax(-1), v[:, window]))
     return torch.stack(rows, dim=1)

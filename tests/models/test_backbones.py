@@ -84,7 +84,12 @@ def test_what_depthwise_convolutions_become():
     channels = 3 * 96 + 3 * 192 + 9 * 384 + 3 * 768
     assert parameters(convnn) == parameters(timm_s) - (49 - 9) * channels
     first = convnn.stages[0].blocks[0].conv_dw
-    assert (first.groups, first.weight.shape, first.padding, first.query_margin) == (96, (96, 1, 9), (1, 1), (1, 1))
+    assert (first.groups, first.weight.shape, first.candidate_padding, first.query_margin) == (
+        96,
+        (96, 1, 9),
+        (1, 1),
+        (1, 1),
+    )
     hybrid = on_meta("convnext_tiny", layer="hybrid", branch_ratio=0.25).stages[0].blocks[0].conv_dw
     assert (hybrid.convnn.groups, hybrid.convnn.weight.shape) == (24, (24, 1, 9))
     assert (hybrid.conv.groups, hybrid.conv.weight.shape) == (72, (72, 1, 7, 7))
@@ -148,7 +153,7 @@ def test_attention_to_every_token_with_loaded_weights_is_the_original(checkpoint
             torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
 
 
-def test_a_hybrid_keeps_the_loaded_weights_that_have_a_place(checkpoints):
+def test_a_hybrid_keeps_the_loaded_weights_that_fit(checkpoints):
     theirs, file = checkpoints["resnet18"]
     overlay = {"pretrained": True, "pretrained_cfg_overlay": {"file": file}}
     ours = create_model("resnet18", num_classes=5, layer="hybrid", branch_ratio=0.25, **overlay)
@@ -249,4 +254,4 @@ def test_a_huge_k_is_refused_before_its_weights_are_made(padding):
     with pytest.raises(
         ConvNNError, match=r"k: expected at most \d+, the tokens of a padded image of 32 x 32, got 10000000"
     ):
-        create_model("resnet18", layer="convnn", image_size=32, k=10**7, convnn_padding=padding)
+        create_model("resnet18", layer="convnn", image_size=32, k=10**7, candidate_padding=padding)

@@ -151,7 +151,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_a_damaged_folder_is_told_in_one_line(name, saved, tmp_path) -> None:
+def test_a_damaged_folder_is_reported_in_one_line(name, saved, tmp_path) -> None:
     damage, words = DAMAGES[name]
     folder = shutil.copytree(saved, tmp_path / "small")
     damage(folder)

@@ -81,7 +81,7 @@ def test_resnet50_replaces_the_13_convolutions_of_stride_1():
         3, 3, 5, 2,
     ]  # fmt: skip
     for layer in layers:
-        assert (layer.kernel_size, layer.padding, layer.convnn.padding) == ((3, 3), (1, 1), (1, 1))
+        assert (layer.kernel_size, layer.padding, layer.convnn.candidate_padding) == ((3, 3), (1, 1), (1, 1))
         assert layer.convnn.out_channels == layer.out_channels // 2
         assert layer.convnn.candidates == Random(32)
         assert layer.convnn.bias is None
@@ -107,7 +107,9 @@ def test_resnet50_convolution_has_every_bias_and_convnn_none():
 def test_vgg11_replaces_all_8_and_pads_the_search_by_one(kernel):
     layers = parts(on_meta(published.vgg11, kernel_size=kernel, candidates=Grid(6)), HybridConvNN2d)
     assert [layer.in_channels for layer in layers] == [3, 64, 128, 256, 256, 512, 512, 512]
-    assert {(layer.convnn.padding, layer.conv.kernel_size) for layer in layers} == {((1, 1), (kernel, kernel))}
+    assert {(layer.convnn.candidate_padding, layer.conv.kernel_size) for layer in layers} == {
+        ((1, 1), (kernel, kernel))
+    }
     assert layers[0].convnn.candidates == Grid(6)
     x = torch.zeros(1, 3, 32, 32, device="meta")
     assert layers[0](x).shape == (1, 64, 32, 32)

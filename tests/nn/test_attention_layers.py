@@ -170,7 +170,7 @@ def test_dropout_keeps_the_mean_and_drops_its_share(options: dict[str, Any]) -> 
     torch.testing.assert_close(layer(x), expected)
 
 
-def test_dropout_drops_neighbours_independently_with_its_chance() -> None:
+def test_dropout_drops_neighbours_independently_with_its_probability() -> None:
     layer = ConvNNAttention(1, 1, k=2, aggregation="sum", weighting="ones", attn_drop=0.3, proj_bias=False)
     for p in layer.parameters():
         nn.init.ones_(p)

@@ -99,7 +99,7 @@ def test_slot_weights_are_applied_to_the_same_neighbours(aggregation: str) -> No
     assert torch.equal((weights > 0).sum(-1), torch.full((B, H, N), 3))
 
 
-def test_dropout_falls_on_the_weights_with_its_chance_and_keeps_their_mean() -> None:
+def test_dropout_of_the_weights_has_its_probability_and_keeps_their_mean() -> None:
     for options in ({}, {"k": None}):
         layer, x = multihead(dropout=0.3, **options), tokens(1, N, C)
         exact = layer.eval()(x, x, x, average_attn_weights=False)[1]

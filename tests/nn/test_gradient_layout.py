@@ -21,7 +21,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"similarity": "spatial"},
     {"similarity": Blend(0.5)},
     {"stride": 2},
-    {"padding": 0},
+    {"candidate_padding": 0},
     {"padding_mode": "reflect"},
     {"unshuffle": 2, "shuffle": 2},
     {"projection": True, "weighting": "softmax"},
@@ -39,7 +39,7 @@ def gradients(layer: nn.Module, x: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("candidates", CANDIDATES, ids=["all", "random", "grid", "window", "positions"])
 def test_of_convnn2d(candidates: Any) -> None:
     for options in OPTIONS:
-        layer = ConvNN2d(4, 4, 3, candidates=candidates, **{"padding": 1, **options})
+        layer = ConvNN2d(4, 4, 3, candidates=candidates, **{"candidate_padding": 1, **options})
         for memory_format in FORMATS:
             x = torch.randn(2, 4, 4, 6).contiguous(memory_format=memory_format)
             found = gradients(layer, x)

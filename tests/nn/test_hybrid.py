@@ -28,9 +28,9 @@ OPTIONS: list[dict[str, Any]] = [
     {"k": 4, "branch_ratio": 0.0},
     {"k": 4, "branch_ratio": 1.0, "padding_mode": "circular"},
     {"kernel_size": 2, "k": 4},
-    {"kernel_size": (3, 4), "k": 4, "dilation": 2, "convnn_padding": 0},
-    {"kernel_size": 1, "k": 1, "convnn_padding": 1},
-    {"kernel_size": 5, "k": 4, "padding": 1, "stride": 2, "convnn_padding": (0, 3)},
+    {"kernel_size": (3, 4), "k": 4, "dilation": 2, "candidate_padding": 0},
+    {"kernel_size": 1, "k": 1, "candidate_padding": 1},
+    {"kernel_size": 5, "k": 4, "padding": 1, "stride": 2, "candidate_padding": (0, 3)},
 ]
 
 
@@ -92,9 +92,9 @@ def test_an_even_kernel_is_torchs_padding_same() -> None:
 
 
 @pytest.mark.parametrize(("padding", "given"), [("same", 0), ("same", 1), ("same", 3), (0, 0), (0, 2), (2, 1), (2, 4)])
-def test_convnn_padding_moves_no_query(padding: Any, given: int) -> None:
+def test_candidate_padding_moves_no_query(padding: Any, given: int) -> None:
     """The queries stand on the kernel's centres, whatever the ConvNN's own padding adds to its candidates."""
-    layer = HybridConvNN2d(4, 8, 3, k=3, padding=padding, convnn_padding=given).double()
+    layer = HybridConvNN2d(4, 8, 3, k=3, padding=padding, candidate_padding=given).double()
     x = torch.randn(1, 4, 6, 5).double()
     around = {"same": 1}.get(padding, padding)
     centres = nn.functional.pad(x, (around,) * 4)[:, :, 1:-1, 1:-1].flatten(2)
@@ -119,7 +119,7 @@ def test_ratio_0_is_the_convolution_and_the_mix() -> None:
 def test_ratio_1_is_the_convnn_and_the_mix() -> None:
     layer, x = HybridConvNN2d(4, 6, 3, k=5, branch_ratio=1.0), torch.randn(2, 4, 5, 7)
     assert layer.conv is None
-    alone = convnn.ConvNN2d(4, 6, k=5, padding=1)
+    alone = convnn.ConvNN2d(4, 6, k=5, candidate_padding=1)
     alone.load_state_dict(layer.convnn.state_dict())
     torch.testing.assert_close(layer(x), layer.mix(alone(x)), rtol=0, atol=0)
 

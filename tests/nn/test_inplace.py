@@ -85,12 +85,12 @@ def settings() -> Iterator[tuple[str, dict[str, Any]]]:
         CANDIDATES, ("standard", "depthwise", "depthwise_separable", "sum"), ("ones", "softmax")
     ):
         options = {"candidates": CANDIDATES[name], "aggregation": aggregation, "weighting": weighting}
-        yield f"{name}-{aggregation}-{weighting}", {"k": 3, "padding": 1, **options}
+        yield f"{name}-{aggregation}-{weighting}", {"k": 3, "candidate_padding": 1, **options}
     every = {"k": None, "similarity": "dot", "weighting": "softmax", "aggregation": "sum"}
     yield "attention", every
     yield "projected attention", {**every, "projection": True}
-    yield "spatial", {"k": 9, "similarity": "spatial", "padding": 1}
-    yield "spatial-sum", {"k": 5, "similarity": "spatial", "padding": 1, "aggregation": "sum"}
+    yield "spatial", {"k": 9, "similarity": "spatial", "candidate_padding": 1}
+    yield "spatial-sum", {"k": 5, "similarity": "spatial", "candidate_padding": 1, "aggregation": "sum"}
     yield "blend", {"k": 3, "similarity": Blend(0.5)}
     yield "k=1", {"k": 1, "aggregation": "sum", "bias": False}
     yield "k=1 random", {"k": 1, "candidates": Random(5), "bias": False}
@@ -112,7 +112,7 @@ def test_convnn2d(name: str) -> None:
 
 @pytest.mark.parametrize("candidates", CANDIDATES)
 def test_the_other_layers_of_maps(candidates: str) -> None:
-    options: dict[str, Any] = {"k": 3, "candidates": CANDIDATES[candidates], "padding": 1}
+    options: dict[str, Any] = {"k": 3, "candidates": CANDIDATES[candidates], "candidate_padding": 1}
     for layer, shape in (
         (ConvNN1d(4, 4, **options), (2, 4, 8)),
         (ConvNN1d(1, 1, aggregation="sum", **options), (2, 1, 8)),
@@ -191,7 +191,9 @@ def test_what_is_modified_behind_the_layer_is_noticed() -> None:
 @pytest.mark.parametrize("similarity", ["cosine", "euclidean", "spatial"])
 def test_neighbours_are_tensors_of_their_own(similarity: str) -> None:
     for candidates, include_self in itertools.product(CANDIDATES.values(), (True, None)):
-        layer = ConvNN2d(4, 4, 3, similarity=similarity, candidates=candidates, include_self=include_self, padding=1)
+        layer = ConvNN2d(
+            4, 4, 3, similarity=similarity, candidates=candidates, include_self=include_self, candidate_padding=1
+        )
         found = layer.neighbors(torch.randn(2, 4, 4, 4))
         before = found.index[1].clone()
         found.index[0] += 1

@@ -64,7 +64,7 @@ def test_a_seed_draws_the_same_at_every_call_of_training() -> None:
 
 @pytest.mark.parametrize("seed", [0, 7, 12345])
 def test_an_evaluation_draws_the_same_in_every_process(seed: int) -> None:
-    layer, x = ConvNN2d(4, 4, k=6, padding=1, candidates=Random(6)).eval(), torch.randn(1, 4, 6, 6)
+    layer, x = ConvNN2d(4, 4, k=6, candidate_padding=1, candidates=Random(6)).eval(), torch.randn(1, 4, 6, 6)
     layer.eval_seed = seed
     torch.manual_seed(1)
     first = layer(x)
@@ -229,7 +229,9 @@ def test_a_sequence_is_folded_and_spread_interleaving() -> None:
     ]
 
 
-@pytest.mark.parametrize("options", [{}, {"padding": 1}, {"similarity": "sqeuclidean"}, {"candidates": Random(5, 3)}])
+@pytest.mark.parametrize(
+    "options", [{}, {"candidate_padding": 1}, {"similarity": "sqeuclidean"}, {"candidates": Random(5, 3)}]
+)
 @pytest.mark.parametrize(("unshuffle", "shuffle"), [(2, 1), (1, 2), (2, 2), (3, 2)])
 def test_patches_are_torchs_pixel_shuffles_around_the_layer(
     unshuffle: int, shuffle: int, options: dict[str, Any]

@@ -17,19 +17,19 @@ from convnn import Blend, ConvNN1d, ConvNN2d, ConvNN3d, Grid, Random, Window, kn
 KINDS: dict[int, Any] = {1: (ConvNN1d, nn.Conv1d), 2: (ConvNN2d, nn.Conv2d), 3: (ConvNN3d, nn.Conv3d)}
 OPTIONS: list[dict[str, Any]] = [
     {},
-    {"k": 5, "stride": 2, "padding": 1, "bias": False},
-    {"k": 4, "stride": (2, 1), "padding": (0, 2), "groups": 2},
+    {"k": 5, "stride": 2, "candidate_padding": 1, "bias": False},
+    {"k": 4, "stride": (2, 1), "candidate_padding": (0, 2), "groups": 2},
     {"k": 4, "similarity": "euclidean", "weighting": "softmax", "temperature": 0.5},
     {"k": 4, "similarity": "dot", "scale": 0.25, "weighting": "identity", "include_self": False},
-    {"k": 9, "similarity": "spatial", "padding": 1},
-    {"k": 9, "similarity": "spatial", "include_self": True, "padding": 1, "padding_mode": "reflect"},
+    {"k": 9, "similarity": "spatial", "candidate_padding": 1},
+    {"k": 9, "similarity": "spatial", "include_self": True, "candidate_padding": 1, "padding_mode": "reflect"},
     {"k": 4, "similarity": Blend(0.25, "sqeuclidean"), "candidates": Grid(3, 1)},
     {"k": 4, "candidates": Random(12, seed=3), "aggregation": "depthwise"},
     {"k": 4, "candidates": Window((3, 5), dilation=1, border="shift"), "aggregation": "depthwise_separable"},
     {"k": 4, "projection": True, "weighting": "softmax", "value_coordinates": True},
-    {"k": 4, "unshuffle": 2, "shuffle": 2, "padding": 1},
+    {"k": 4, "unshuffle": 2, "shuffle": 2, "candidate_padding": 1},
     {"k": None, "aggregation": "sum", "weighting": "softmax", "similarity": "dot", "impl": "dense"},
-    {"k": 4, "padding": 1, "query_margin": 0, "padding_mode": "circular"},
+    {"k": 4, "candidate_padding": 1, "query_margin": 0, "padding_mode": "circular"},
 ]
 
 
@@ -50,7 +50,7 @@ def plain_options(layer: nn.Module) -> dict[str, Any]:
 @pytest.mark.parametrize("padding", [0, 2])
 def test_the_output_is_as_large_as_a_padded_convolutions(dims: int, stride: int, padding: int) -> None:
     kind, conv_kind = KINDS[dims]
-    layer = kind(3, 4, k=3, stride=stride, padding=padding)
+    layer = kind(3, 4, k=3, stride=stride, candidate_padding=padding)
     conv = conv_kind(3, 4, 5, stride=stride, padding=2)
     for grid in [(7, 6, 5), (4, 5, 3), (3, 9, 4)]:  # another size at every call
         x = torch.randn(2, 3, *grid[:dims])
@@ -61,13 +61,15 @@ def test_the_output_is_as_large_as_a_padded_convolutions(dims: int, stride: int,
 
 
 def test_a_size_gives_the_same_before_and_after_another() -> None:
-    layer, x = ConvNN2d(3, 4, k=3, padding=1), torch.randn(1, 3, 5, 6)
+    layer, x = ConvNN2d(3, 4, k=3, candidate_padding=1), torch.randn(1, 3, 5, 6)
     first = layer(x)
     layer(torch.randn(1, 3, 6, 5))
     torch.testing.assert_close(layer(x), first, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("options", [{}, {"stride": 2, "padding": 1}, {"unshuffle": 2, "shuffle": 2}, {"shuffle": 2}])
+@pytest.mark.parametrize(
+    "options", [{}, {"stride": 2, "candidate_padding": 1}, {"unshuffle": 2, "shuffle": 2}, {"shuffle": 2}]
+)
 @pytest.mark.parametrize(("dims", "memory_format"), [(2, torch.channels_last), (3, torch.channels_last_3d)])
 def test_channels_last_in_and_out(dims: int, memory_format: torch.memory_format, options: dict[str, Any]) -> None:
     layer = KINDS[dims][0](3, 4, k=3, dtype=torch.float64, **options)
@@ -81,7 +83,7 @@ def test_channels_last_in_and_out(dims: int, memory_format: torch.memory_format,
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_a_sample_without_batch(dims: int) -> None:
-    layer = KINDS[dims][0](3, 4, k=3, stride=2, padding=1)
+    layer = KINDS[dims][0](3, 4, k=3, stride=2, candidate_padding=1)
     x = torch.randn(3, *(6, 4, 8)[:dims])
     torch.testing.assert_close(layer(x), layer(x.unsqueeze(0)).squeeze(0), rtol=0, atol=0)
     assert torch.equal(layer.neighbors(x).index, layer.neighbors(x.unsqueeze(0)).index)
@@ -148,7 +150,7 @@ def test_forward_writes_nothing_to_the_layer(options: dict[str, Any]) -> None:
 
 def by_hand(layer: ConvNN2d, x: Tensor) -> Tensor:
     """What ``neighbors`` found, gathered from the padded map: a layer without projections, patches or coordinates."""
-    p = layer.padding
+    p = layer.candidate_padding
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     padded = nn.functional.pad(x, (p[1], p[1], p[0], p[0]), mode=mode)
     y = knn_gather(

@@ -16,15 +16,15 @@ POSITIONS = torch.tensor([0, 3, 9, 20, 21, 30, 31, 32, 40])
 CANDIDATES = {"random": Random(12), "grid": Grid(4), "positions": POSITIONS}
 OPTIONS: dict[str, dict[str, Any]] = {
     "no padding": {},
-    "padding": {"padding": 1},
-    "one axis padded": {"padding": (0, 2)},
-    "stride": {"padding": 1, "stride": (2, 3)},
-    "margin": {"padding": 1, "query_margin": 2},
-    "euclidean": {"padding": 1, "similarity": "sqeuclidean"},
-    "dot": {"padding": 1, "similarity": "dot"},
-    "patches": {"padding": 1, "unshuffle": 2, "shuffle": 2},
-    "no bias": {"padding": 2, "bias": False},
-    "self alone": {"k": 1, "padding": 1},
+    "padding": {"candidate_padding": 1},
+    "one axis padded": {"candidate_padding": (0, 2)},
+    "stride": {"candidate_padding": 1, "stride": (2, 3)},
+    "margin": {"candidate_padding": 1, "query_margin": 2},
+    "euclidean": {"candidate_padding": 1, "similarity": "sqeuclidean"},
+    "dot": {"candidate_padding": 1, "similarity": "dot"},
+    "patches": {"candidate_padding": 1, "unshuffle": 2, "shuffle": 2},
+    "no bias": {"candidate_padding": 2, "bias": False},
+    "self alone": {"k": 1, "candidate_padding": 1},
 }
 
 
@@ -71,7 +71,7 @@ def test_it_computes_what_a_padded_copy_gives(
 
 @pytest.mark.parametrize(("kind", "grid"), [(ConvNN1d, (30,)), (ConvNN3d, (4, 5, 6))])
 def test_lines_and_volumes(kind: type[nn.Module], grid: tuple[int, ...]) -> None:
-    layer, plain = pair(kind, Random(12), padding=1)
+    layer, plain = pair(kind, Random(12), candidate_padding=1)
     x = torch.randn(2, 6, *grid, dtype=torch.float64)
     for ours, theirs in zip(outcome(layer, x), outcome(plain, x), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
@@ -80,7 +80,7 @@ def test_lines_and_volumes(kind: type[nn.Module], grid: tuple[int, ...]) -> None
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("stride", [1, 2])
 def test_it_keeps_the_layout(memory_format: torch.memory_format, stride: int) -> None:
-    layer, plain = pair(ConvNN2d, Random(12), padding=1, stride=stride)
+    layer, plain = pair(ConvNN2d, Random(12), candidate_padding=1, stride=stride)
     x = torch.randn(2, 6, 8, 9, dtype=torch.float64).contiguous(memory_format=memory_format).requires_grad_()
     y = layer(x)
     assert y.is_contiguous(memory_format=memory_format)
@@ -89,7 +89,7 @@ def test_it_keeps_the_layout(memory_format: torch.memory_format, stride: int) ->
 
 
 def test_the_draws_of_training_are_those_of_a_padded_copy() -> None:
-    layer, plain = pair(ConvNN2d, Random(12), padding=1)
+    layer, plain = pair(ConvNN2d, Random(12), candidate_padding=1)
     x = torch.randn(2, 6, 8, 9, dtype=torch.float64)
     torch.manual_seed(5)
     first = [layer.train()(x) for _ in range(2)]
@@ -102,16 +102,16 @@ def test_the_draws_of_training_are_those_of_a_padded_copy() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"candidates": Random(12), "padding": 1, "padding_mode": "reflect"},
-        {"candidates": Random(12), "padding": 2, "query_margin": 1},  # some queries stand in the padding
-        {"candidates": Random(12), "padding": 1, "weighting": "softmax"},
-        {"candidates": Random(12), "padding": 1, "value_coordinates": True},
-        {"candidates": Random(12), "padding": 1, "projection": True, "weighting": "softmax"},
-        {"candidates": Random(12), "padding": 1, "groups": 2},
-        {"candidates": Random(12), "padding": 1, "aggregation": "depthwise_separable"},
-        {"candidates": Random(111), "padding": 1},  # more than the 110 tokens there are: all
-        {"candidates": Grid(11), "padding": 1},
-        {"candidates": "all", "padding": 1},
+        {"candidates": Random(12), "candidate_padding": 1, "padding_mode": "reflect"},
+        {"candidates": Random(12), "candidate_padding": 2, "query_margin": 1},  # some queries are in the padding
+        {"candidates": Random(12), "candidate_padding": 1, "weighting": "softmax"},
+        {"candidates": Random(12), "candidate_padding": 1, "value_coordinates": True},
+        {"candidates": Random(12), "candidate_padding": 1, "projection": True, "weighting": "softmax"},
+        {"candidates": Random(12), "candidate_padding": 1, "groups": 2},
+        {"candidates": Random(12), "candidate_padding": 1, "aggregation": "depthwise_separable"},
+        {"candidates": Random(111), "candidate_padding": 1},  # more than the 110 tokens there are: all
+        {"candidates": Grid(11), "candidate_padding": 1},
+        {"candidates": "all", "candidate_padding": 1},
     ],
     ids=lambda options: ", ".join(f"{k}={v}" for k, v in options.items() if k != "candidates"),
 )
@@ -126,7 +126,7 @@ def test_what_reads_more_of_the_padding_has_it(options: dict[str, Any], monkeypa
 
 def test_an_implementation_that_is_asked_for_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(1, 6, 8, 9)
-    layer = ConvNN2d(6, 10, 5, candidates=Random(12), padding=1)
+    layer = ConvNN2d(6, 10, 5, candidates=Random(12), candidate_padding=1)
     unpadded(monkeypatch)
     layer(x)
     layer.impl = "tiled"
@@ -135,13 +135,13 @@ def test_an_implementation_that_is_asked_for_runs(monkeypatch: pytest.MonkeyPatc
 
 
 def test_too_few_candidates_are_refused_as_ever() -> None:
-    layer = ConvNN2d(6, 10, 9, candidates=Random(7), padding=1)
+    layer = ConvNN2d(6, 10, 9, candidates=Random(7), candidate_padding=1)
     with pytest.raises(ConvNNError, match=r"^k: expected at most 8 \(7 candidates, and itself in slot 0\), got 9;"):
         layer(torch.randn(1, 6, 8, 9))
 
 
 def test_the_first_layer_of_a_network_asks_for_no_gradient_of_the_image() -> None:
-    layer, plain = pair(ConvNN2d, Random(12), padding=1)
+    layer, plain = pair(ConvNN2d, Random(12), candidate_padding=1)
     x = torch.randn(2, 6, 8, 9, dtype=torch.float64)
     layer(x).square().sum().backward()
     plain(x).square().sum().backward()
@@ -159,7 +159,7 @@ def test_an_empty_batch(option: str) -> None:
 
 def test_half_precision_and_autocast() -> None:
     x = torch.randn(2, 6, 8, 9)
-    layer = ConvNN2d(6, 10, 5, candidates=Random(12), padding=1).eval()
+    layer = ConvNN2d(6, 10, 5, candidates=Random(12), candidate_padding=1).eval()
     exact = layer(x)
     with torch.autocast("cpu", torch.bfloat16):
         mixed = layer(x)

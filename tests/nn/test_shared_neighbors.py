@@ -14,15 +14,15 @@ from convnn import ConvNN1d, ConvNN2d, ConvNN3d, ConvNNAttention, ConvNNError, G
 
 MAPS: list[dict[str, Any]] = [
     {},
-    {"padding": 1, "stride": 2},
+    {"candidate_padding": 1, "stride": 2},
     {"weighting": "softmax", "temperature": 0.5, "projection": True},
     {"weighting": "identity", "groups": 2, "bias": False},
     {"aggregation": "depthwise"},
     {"aggregation": "depthwise_separable", "value_coordinates": True},
     {"aggregation": "sum"},
     {"unshuffle": 2, "shuffle": 2},
-    {"candidates": Grid(3), "padding": 1},
-    {"similarity": "spatial", "padding": 1},
+    {"candidates": Grid(3), "candidate_padding": 1},
+    {"similarity": "spatial", "candidate_padding": 1},
     {"similarity": convnn.Blend(0.5), "impl": "dense"},
 ]
 
@@ -37,7 +37,7 @@ def test_a_layers_own_neighbours_change_nothing(options: dict[str, Any]) -> None
 
 @pytest.mark.parametrize(("kind", "grid"), [(ConvNN1d, (9,)), (ConvNN3d, (3, 4, 2))])
 def test_in_one_and_three_axes(kind: Any, grid: tuple[int, ...]) -> None:
-    layer, x = kind(4, 6, 3, padding=1), torch.randn(2, 4, *grid)
+    layer, x = kind(4, 6, 3, candidate_padding=1), torch.randn(2, 4, *grid)
     torch.testing.assert_close(layer(x, layer.neighbors(x)), layer(x), rtol=1e-5, atol=1e-6)
 
 
@@ -124,7 +124,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     ),
     "another map": (lambda: ConvNN2d(4, 4, 3)(MAP, ConvNN2d(4, 4, 3).neighbors(MAP[..., 1:])), "got (20, 3)"),
     "a padded map": (
-        lambda: ConvNN2d(4, 4, 3)(MAP, ConvNN2d(4, 4, 3, padding=1).neighbors(MAP + torch.rand(5, 5))),
+        lambda: ConvNN2d(4, 4, 3)(MAP, ConvNN2d(4, 4, 3, candidate_padding=1).neighbors(MAP + torch.rand(5, 5))),
         "neighbors.index: expected positions in [0, 25)",
     ),
     "other heads": (

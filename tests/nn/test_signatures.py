@@ -52,6 +52,7 @@ def test_the_constructor_has_the_order_and_the_defaults(ours: type[nn.Module]) -
     expected = [p.name for p in theirs]
     if issubclass(ours, ConvNN1d | ConvNN2d | ConvNN3d):
         expected[expected.index("kernel_size")] = "k"
+        expected[expected.index("padding")] = "candidate_padding"
     assert [p.name for p in mine] == expected
     for one, other in zip(mine, theirs, strict=True):
         assert one.name in DEFAULTS or one.default == other.default, one.name
@@ -101,10 +102,10 @@ def test_a_convolution_s_arguments_by_position(dims: int, arguments: tuple[Any, 
     ("k", "dims", "radius"), [(9, 2, 1), (25, 2, 2), (1, 2, 0), (7, 1, 3), (27, 3, 1), (125, 3, 2)]
 )
 def test_same_padding_is_the_radius_of_the_window(k: int, dims: int, radius: int) -> None:
-    layer: Any = (ConvNN1d, ConvNN2d, ConvNN3d)[dims - 1](2, 2, k, padding="same")
-    assert layer.padding == (radius,) * dims
-    dilated = ConvNN2d(2, 2, 9, padding="same", candidates=Window(3, 2), similarity="spatial")
-    assert dilated.padding == (2, 2)
+    layer: Any = (ConvNN1d, ConvNN2d, ConvNN3d)[dims - 1](2, 2, k, candidate_padding="same")
+    assert layer.candidate_padding == (radius,) * dims
+    dilated = ConvNN2d(2, 2, 9, candidate_padding="same", candidates=Window(3, 2), similarity="spatial")
+    assert dilated.candidate_padding == (2, 2)
 
 
 ATTENTIONS: list[tuple[Any, ...]] = [
@@ -181,11 +182,16 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         lambda: ConvNN2d(4, 4, 9, dilation=2), r"^dilation: expected 1 .*got 2; use .*=Window\(size, dilation=2\)"),
     "dilation per axis": (
         lambda: ConvNN2d(4, 4, 9, 1, 1, (1, 3)), r"dilation: .*got \(1, 3\); use .*Window\(size, dilation=\(1, 3\)\)"),
-    "same with a stride": (lambda: ConvNN2d(4, 4, 9, 2, "same"), r"^padding: .*stride, got 'same'; give numbers"),
-    "same without a window": (lambda: ConvNN2d(4, 4, 5, 1, "same"), r"^padding: .*odd window.*got 'same' with k=5"),
+    "same with a stride": (
+        lambda: ConvNN2d(4, 4, 9, 2, "same"), r"^candidate_padding: .*stride, got 'same'; give numbers"),
+    "same without a window": (
+        lambda: ConvNN2d(4, 4, 5, 1, "same"), r"^candidate_padding: .*odd window.*got 'same' with k=5"),
     "same of every token": (
-        lambda: ConvNN2d(4, 4, None, 1, "same", aggregation="sum"), r"^padding: .*got 'same' with k=None"),
-    "padding misspelt": (lambda: ConvNN2d(4, 4, 9, 1, "sane"), r"^padding: expected numbers, 'same' or 'valid'"),
+        lambda: ConvNN2d(4, 4, None, 1, "same", aggregation="sum"), r"^candidate_padding: .*got 'same' with k=None"),
+    "padding misspelt": (
+        lambda: ConvNN2d(4, 4, 9, 1, "sane"), r"^candidate_padding: expected numbers, 'same' or 'valid'"),
+    "padding by name": (
+        lambda: ConvNN2d(4, 4, 9, padding=1), r"^padding: expected candidate_padding, .*got 1; rename it"),
     "learned keys": (
         lambda: ConvNNMultiheadAttention(8, 2, add_bias_kv=True), r"^add_bias_kv: expected False .*append such a key"),
     "zero keys": (

@@ -12,18 +12,18 @@ from torch import Tensor, nn
 from convnn import Blend, ConvNN2d, ConvNNAttention, Grid, HybridConvNN2d, Random
 
 LAYERS: dict[str, Callable[[], nn.Module]] = {
-    "all": lambda: ConvNN2d(4, 6, 5, padding=1),
+    "all": lambda: ConvNN2d(4, 6, 5, candidate_padding=1),
     "random": lambda: ConvNN2d(4, 6, 5, candidates=Random(7)),
     "grid": lambda: ConvNN2d(4, 6, 5, candidates=Grid(3), weighting="softmax"),
     "blend": lambda: ConvNN2d(4, 6, 5, similarity=Blend(0.5), value_coordinates=True),
-    "spatial": lambda: ConvNN2d(4, 6, 9, similarity="spatial", padding=1),
+    "spatial": lambda: ConvNN2d(4, 6, 9, similarity="spatial", candidate_padding=1),
     "hybrid": lambda: HybridConvNN2d(4, 6, 3, k=5),
     "attention": lambda: nn.Sequential(nn.Flatten(2), ConvNNAttention(64, 4, k=3)),
 }
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_threads_do_not_meet_in_a_layer(name: str) -> None:
+def test_threads_do_not_interfere_in_a_layer(name: str) -> None:
     layer = LAYERS[name]().eval()
     sizes = [(8, 8)] * 6 if name == "attention" else [(8, 8), (5, 9), (7, 6), (8, 5), (6, 6), (9, 9)]
     maps = [torch.randn(2, 4, *size) for size in sizes]

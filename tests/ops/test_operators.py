@@ -98,7 +98,7 @@ def test_slot_mix_and_its_derivatives(width: int, out: int, groups: int, weighte
     assert torch.autograd.gradgradcheck(operator, inputs)
 
 
-def test_a_stable_search_takes_equal_keys_in_order_wherever_they_stand() -> None:
+def test_a_stable_search_takes_equal_keys_in_order_at_every_position() -> None:
     tokens = torch.randn(5, 16).repeat(1, 400, 1)
     found = nearest(tokens[:, :40], tokens, None, None, None, 30, True)
     best = (tokens[0, :5] @ tokens[0, :5].t()).argmax(1)

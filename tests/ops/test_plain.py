@@ -96,9 +96,9 @@ def test_linear() -> None:
 @pytest.mark.parametrize("by_channels", [False, True])
 def test_sampled_mix(query_grid: list[int], slots: int, by_channels: bool) -> None:
     value, matrices = tokens(B, query_grid[0] * query_grid[1], C), tokens(slots + 1, 4, C)
-    places = torch.randint(0, 3, (B, query_grid[2] * query_grid[3], slots))
+    positions = torch.randint(0, 3, (B, query_grid[2] * query_grid[3], slots))
     for bias in (None, matrices[0, :, 0]):
-        arguments = (value, matrices, bias, torch.tensor([0, -1, 2]), places, query_grid, by_channels)
+        arguments = (value, matrices, bias, torch.tensor([0, -1, 2]), positions, query_grid, by_channels)
         ours, theirs = sampled.plain_sampled_mix(*arguments), sampled.sampled_mix(*arguments)
         torch.testing.assert_close(ours, theirs)
         assert ours.stride() == theirs.stride()

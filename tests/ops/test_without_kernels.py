@@ -14,8 +14,8 @@ from convnn import Blend, ConvNN2d, Grid, Random, Window
 from .conftest import OPERATORS
 
 LAYERS: dict[str, Callable[[], nn.Module]] = {
-    "all": lambda: ConvNN2d(4, 6, 3, padding=1),
-    "random": lambda: ConvNN2d(4, 6, 3, padding=1, candidates=Random(7)),
+    "all": lambda: ConvNN2d(4, 6, 3, candidate_padding=1),
+    "random": lambda: ConvNN2d(4, 6, 3, candidate_padding=1, candidates=Random(7)),
     "every second query": lambda: ConvNN2d(4, 6, 3, candidates=Grid(2), stride=2),
     "weighted": lambda: ConvNN2d(4, 6, 3, candidates=Grid(3), weighting="softmax", groups=2),
     "window": lambda: ConvNN2d(4, 6, 3, candidates=Window(3), similarity="sqeuclidean", weighting="identity"),

@@ -1,1 +1,1 @@
-"""The base of the applications: fields of settings, files, provenance, quiet libraries, changes to modules."""
+"""Helpers of the applications: fields of settings, files, provenance, quiet libraries, changes to modules."""

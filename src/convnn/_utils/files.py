@@ -1,4 +1,4 @@
-"""Files and folders that commands write: complete or not at all, and JSON that every parser reads."""
+"""Files and folders of commands: written completely or not at all, and JSON that every parser reads."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _finite(content: Any) -> Any:
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """Give a temporary folder inside ``folder``; its files are moved into ``folder`` at the end, if nothing is raised.
+    """Yield a temporary folder inside ``folder``; its files are moved into ``folder`` at the end, if nothing is raised.
 
     So each file is at every moment the old or the new one, never half of it.
 
@@ -58,7 +58,7 @@ def write_json(path: Path, content: object) -> None:
 
 
 def make_folder(path: Path, *, argument: str = "out", fix: str = "choose another --out") -> None:
-    """Make a folder, with those that it is in; raises ConvNNError where there can be none."""
+    """Make a folder and its parents; raises ConvNNError if that fails."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

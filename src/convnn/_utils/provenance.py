@@ -34,7 +34,7 @@ def provenance() -> dict[str, str]:
 
 
 def command_line() -> str:
-    """Return the command line, with the program's name in place of its path."""
+    """Return the command line, with the program's name instead of its path."""
     program = Path(sys.argv[0]).name
     return shlex.join(["convnn" if program == "cli.py" else program, *sys.argv[1:]])
 
@@ -49,7 +49,7 @@ def _version(package: str) -> str:
 
 
 def processor() -> str:
-    """Return the name of the processor, as far as the system says it."""
+    """Return the name of the processor, as far as the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

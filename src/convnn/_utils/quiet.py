@@ -1,4 +1,4 @@
-"""Other libraries without their notes: what a user of convnn cannot act on stays out of the terminal."""
+"""Suppression of other libraries' notes that a user of convnn cannot act on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def quiet_lightning() -> AbstractContextManager[None]:
 
 
 def quiet_exporters() -> AbstractContextManager[None]:
-    """Keep the notes of PyTorch's and ONNX's exporters out of the terminal; what fails still raises."""
+    """Keep the notes of PyTorch's and ONNX's exporters out of the terminal; errors still raise."""
     return _quiet(("torch.export", "torch.onnx", "onnxscript", "onnx_ir"), logging.CRITICAL)
 
 

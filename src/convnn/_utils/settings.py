@@ -40,7 +40,7 @@ def check_whole(argument: str, value: object, at_least: int, *, optional: bool =
         ...
     convnn.errors.ConvNNError: epochs: expected a whole number of at least 1, got 0; use 1 or more
     """
-    from .. import checks
+    from .. import _checks as checks
 
     if value is not None or not optional:
         checks.whole(argument, value, at_least=at_least, fix=f"use {at_least} or more")

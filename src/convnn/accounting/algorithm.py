@@ -1,4 +1,4 @@
-"""What a ConvNN layer costs as published: all tokens are compared, neighbours gathered, and every copy multiplied.
+"""The cost of a ConvNN layer as published: all tokens are compared, neighbours gathered, every copy multiplied.
 
     similarity    2 B N M C        N all tokens, those of the padding among them; M the candidates; C the embedded width
     aggregation   2 B P k C_in C_out        P the output positions: the copies of padded tokens are dropped before
@@ -32,14 +32,14 @@ class LayerCost:
     elements: Counter[str] = field(default_factory=Counter)
 
     def counted(self, convention: str) -> Counter[str]:
-        """Return what a convention counts: ``"gather"`` the products; ``"published"`` no conv1d, but the elements."""
+        """Return the counts of a convention: ``"gather"`` the products; ``"published"`` no conv1d, but the elements."""
         if convention == "gather":
             return self.products
         return Counter({name: flops for name, flops in self.products.items() if name != "conv1d"}) + self.elements
 
 
 def layer_cost(layer: NeighborLayer, arguments: dict[str, Any]) -> LayerCost:
-    """Return the cost of a call of a ConvNN layer, ``arguments`` by name; neighbours that it was given cost nothing."""
+    """Return the cost of a call of a ConvNN layer, ``arguments`` by name; given neighbours cost nothing."""
     if isinstance(layer, ConvNN1d | ConvNN2d | ConvNN3d):
         return _of_map(layer, arguments)
     if isinstance(layer, HeadsAttention):
@@ -78,15 +78,15 @@ def _of_map(layer: ConvNN1d | ConvNN2d | ConvNN3d, arguments: dict[str, Any]) ->
     x, cost = arguments["input"], LayerCost()
     batch = x.shape[0] if x.dim() == layer.dims + 2 else 1
     grid = tuple(size // layer.unshuffle for size in x.shape[-layer.dims :])
-    padded = tuple(size + 2 * amount for size, amount in zip(grid, layer.padding, strict=True))
-    query_grid = describe_map(grid, layer.padding, layer.query_margin, stride=layer.stride).queries
+    padded = tuple(size + 2 * amount for size, amount in zip(grid, layer.candidate_padding, strict=True))
+    query_grid = describe_map(grid, layer.candidate_padding, layer.query_margin, stride=layer.stride).queries
     tokens, outputs = batch * math.prod(padded), batch * math.prod(query_grid.shape)
     candidates = candidate_count(layer, padded)
     channels = layer.in_channels * layer.unshuffle**layer.dims
     searches = arguments.get("neighbors") is None
     if searches:
         _add_search(cost, layer, batch=batch, tokens=tokens, candidates=candidates, channels=channels)
-        if isinstance(layer.candidates, Grid) and candidates < math.prod(padded):  # where they stand: y * width + x
+        if isinstance(layer.candidates, Grid) and candidates < math.prod(padded):  # their positions: y * width + x
             cost.elements.update(dict.fromkeys(("mul", "add"), (layer.dims - 1) * candidates))
     if layer.value_projection is not None:
         keys = batch * candidates if _is_sampled(layer) else tokens

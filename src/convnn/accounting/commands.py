@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def run_profile(settings: ProfileSettings) -> None:
-    """Build a model and print what it costs; raises ConvNNError for what does not fit."""
+    """Build a model and print its costs; raises ConvNNError for settings that do not fit."""
     settings.check()
     model, x = _model_and_input(settings)
     runs = 0 if settings.no_time else settings.runs
@@ -47,11 +47,11 @@ def _model_and_input(settings: ProfileSettings) -> tuple[nn.Module, Tensor]:
         from ..models import from_pretrained
 
         model = from_pretrained(settings.model).to(device)
-        made = config_of(model)
-        size = input_config(made["name"], settings.image_size or made.get("image_size"), made.get("stem")).size
-        channels = int(made.get("in_channels", 3))
+        config = config_of(model)
+        size = input_config(config["name"], settings.image_size or config.get("image_size"), config.get("stem")).size
+        channels = int(config.get("in_channels", 3))
     else:
-        # Without weights that anyone reads, only their shapes matter, except for the times.
+        # Only the times depend on more than the shapes of the weights.
         with device:
             model = create_model(settings.model, image_size=settings.image_size, **settings.options())
         size, channels = input_config(settings.model, settings.image_size, settings.stem).size, 3

@@ -1,4 +1,4 @@
-"""Counting: one forward pass is recorded product by product, and each convention reads that record in its own way."""
+"""Counting: one forward pass is recorded product by product, and every convention counts from that record."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .tracking import Call, ModuleRow, Plan, Tracker, plan_of
 
 Convention = Literal["executed", "gather", "published"]
 CONVENTIONS: tuple[Convention, ...] = ("executed", "gather", "published")
-"""What is really computed; the published algorithm in full; and what of that its profiler printed."""
+"""The executed products; the published algorithm in full; and the part of it that its profiler printed."""
 
 Kind = Literal["product", "weights", "elementwise"]
 
@@ -52,20 +52,20 @@ def count_flops(model: nn.Module, *inputs: Tensor, convention: str = "executed")
 
 
 def check_convention(convention: object) -> None:
-    """Refuse what is not one of ``CONVENTIONS``."""
+    """Raise ConvNNError for a convention that is not in ``CONVENTIONS``."""
     if convention not in CONVENTIONS:
         raise unknown_name("convention", convention, CONVENTIONS)
 
 
 class Event(NamedTuple):
-    """What one operator computed.
+    """The cost of one operator call.
 
     Attributes:
         row: of the module that called it.
         operator: its name, e.g. ``"mm"``, ``"conv2d"``, ``"nearest"``.
         flops: of its products, 2 x multiply-adds; or its elements, if it is elementwise.
         kind: ``"product"``; ``"weights"``, a sum of weighted rows written as an elementwise product; ``"elementwise"``.
-        unseen: whether a profiler that reads padding as a number passes over it (``padding="same"``).
+        unseen: whether a profiler that reads padding as a number skips it (``padding="same"``).
     """
 
     row: ModuleRow
@@ -77,7 +77,7 @@ class Event(NamedTuple):
 
 @dataclass(frozen=True)
 class Record:
-    """One forward pass: the units of the model, what its operators computed, and how its ConvNN layers were called.
+    """One forward pass: the units of the model, the costs of its operators, and the calls of its ConvNN layers.
 
     ``counts`` is how often each unit was called.
     """
@@ -121,7 +121,7 @@ def record_products(model: nn.Module, inputs: Sequence[Tensor]) -> Record:
     def add(operator: str, flops: int, kind: Kind) -> None:
         if kind == "product":
             events.append(Event(tracker.row, names.operator or operator, flops, kind, names.unseen))
-        elif names.operator is None:  # what is elementwise inside an operator with a name is that operator's own
+        elif names.operator is None:  # elementwise work inside a named operator belongs to it
             events.append(Event(tracker.row, operator, flops, kind, False))
 
     with torch.no_grad(), evaluating(model), plain_attention(), tracker, names, _counter(add):
@@ -149,7 +149,7 @@ def _reporting(operator: Any, formula: Callable[..., int], add: Add) -> Callable
         add(_name_of(name, args), flops, "product")
         return flops
 
-    count._get_raw = True  # type: ignore[attr-defined]  # the counter's sign for formulas that take tensors, not shapes
+    count._get_raw = True  # type: ignore[attr-defined]  # the counter's mark for formulas that take tensors, not shapes
     return count
 
 
@@ -183,7 +183,7 @@ def _weighs(first: Tensor, second: Tensor) -> bool:
 
 
 class _Names(TorchFunctionMode):
-    """Tells what a product was called as, where that is lost below: linear layers, attention, ``padding="same"``."""
+    """Records the function behind a product, which dispatch loses: linear layers, attention, ``padding="same"``."""
 
     def __init__(self) -> None:
         super().__init__()

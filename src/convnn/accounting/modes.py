@@ -1,4 +1,4 @@
-"""The modes that a model is run in to be measured; afterwards it is as it was."""
+"""Modes of a model during a measurement, undone afterwards."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def training(model: nn.Module) -> Iterator[None]:
             for generator, state in states:
                 generator.set_state(state)
             with torch.no_grad():
-                for place, name, buffer, before in buffers:
-                    place[name] = buffer
-                    # Compared, because a buffer that is a view of one number cannot be written to.
+                for owned, name, buffer, before in buffers:
+                    owned[name] = buffer
+                    # Only if changed: an expanded buffer cannot be written to.
                     if not buffer.is_meta and not torch.equal(buffer, before):
                         buffer.copy_(before)
 

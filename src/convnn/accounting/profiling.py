@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .. import checks
+from .. import _checks as checks
 from ..errors import invalid
 from .counting import Record, check_convention, count_parameters, record_products
 from .memory import activation_bytes
 from .results import Profile, ProfileRow
 from .timing import Times, forward_times
 
-_TOO_SMALL = "more than 1 value per channel"  # what torch's batch norm says of a batch that it cannot train on
+_TOO_SMALL = "more than 1 value per channel"  # in the error of torch's batch norm for a batch that it cannot train on
 
 
 def profile(
@@ -26,14 +26,14 @@ def profile(
     activations: bool = True,
     runs: int = 5,
 ) -> Profile:
-    """Measure what a model costs: parameters, FLOPs, activation memory and milliseconds, layer by layer.
+    """Measure the costs of a model: parameters, FLOPs, activation memory and milliseconds, layer by layer.
 
     The conventions of FLOPs (2 x multiply-adds):
 
     - ``"executed"``: every product that is really performed.
     - ``"gather"``: the published algorithm in full. Every token, padded ones too, is a query of the search; neighbours
       are gathered, then multiplied.
-    - ``"published"``: the same as the published profiler prints it, which passes over ``conv1d`` (the ConvNN's
+    - ``"published"``: the same as the published profiler prints it, which skips ``conv1d`` (the ConvNN's
       aggregation) and ``conv2d(padding="same")`` (a hybrid's convolution), and adds one for every element of an
       elementwise addition or product.
 
@@ -105,7 +105,7 @@ def _inputs(model: nn.Module, inputs: tuple[Tensor, ...], size: Sequence[int] | 
 
 
 def _random(shape: tuple[int, ...]) -> Tensor:
-    """Return random numbers, always the same: among zeros a search would meet nothing but ties."""
+    """Return random numbers, always the same: a search among zeros would have only ties."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 

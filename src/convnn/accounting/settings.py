@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import checks
+from .. import _checks as checks
 from .._utils.settings import option, positional
 from ..errors import invalid
 from .counting import check_convention

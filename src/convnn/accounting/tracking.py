@@ -1,4 +1,4 @@
-"""Which layer is running: every module belongs to one unit, a row of the tables, and hooks tell which one it is."""
+"""The layer that is running: every module belongs to one unit, a row of the tables, and hooks follow them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from ..nn.hybrid import HybridConvNN1d, HybridConvNN2d, HybridConvNN3d
 from ..nn.layer import NeighborLayer
 
-# What a ConvNN layer projects by itself: part of its published formula, as its search and its aggregation are.
+# The projections inside a ConvNN layer: part of its published formula, like its search and its aggregation.
 _PROJECTIONS = ("qkv", "query_projection", "key_projection", "value_projection", "pointwise")
 _HYBRIDS = (HybridConvNN1d, HybridConvNN2d, HybridConvNN3d)
 
@@ -24,7 +24,7 @@ Role = Literal["layer", "branch", "other"]
 
 @dataclass
 class Unit:
-    """A row of the tables: a leaf, a ConvNN or attention layer with all inside it, or what a container does itself."""
+    """A row of the tables: a leaf, a ConvNN or attention layer with all inside it, or a container's own work."""
 
     name: str
     layer: nn.Module
@@ -32,7 +32,7 @@ class Unit:
 
 
 class ModuleRow(NamedTuple):
-    """Where a module belongs: its unit; is it a ConvNN ``"layer"``, a hybrid's ``"branch"``, or an ``"other"``."""
+    """The unit of a module, and its role: a ConvNN ``"layer"``, a hybrid's ``"branch"``, or ``"other"``."""
 
     unit: int
     role: Role
@@ -73,8 +73,8 @@ def _visit(plan: Plan, module: nn.Module, name: str, role: Role) -> None:
     plan.rows[module] = ModuleRow(number, "layer" if isinstance(module, NeighborLayer) else role)
     if _is_whole(module):
         for inner_name, inner in module.named_modules():
-            own = isinstance(module, NeighborLayer) and inner_name.split(".")[0] in ("", *_PROJECTIONS)
-            plan.rows[inner] = ModuleRow(number, "layer" if own else "other")
+            is_layer = isinstance(module, NeighborLayer) and inner_name.split(".")[0] in ("", *_PROJECTIONS)
+            plan.rows[inner] = ModuleRow(number, "layer" if is_layer else "other")
         return
     for child_name, child in module.named_children():
         branch = isinstance(module, _HYBRIDS) and child_name == "conv"
@@ -90,7 +90,7 @@ class Call(NamedTuple):
 
 
 class Tracker:
-    """Follows a model through its modules while the context lasts: ``row`` is that of the module now running.
+    """Tracks the modules of a running model while the context lasts: ``row`` is that of the module now running.
 
     ``counts`` has how often every unit was called, ``calls`` the calls of ConvNN layers. ``entered`` and ``left`` are
     called with a row, as a module starts and ends.

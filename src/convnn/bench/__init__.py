@@ -1,1 +1,1 @@
-"""How fast is it here? ``convnn bench`` times our layers beside what a user would otherwise keep, in the same run."""
+"""``convnn bench``: times of our layers and of the layers that they replace, in the same run."""

@@ -1,4 +1,4 @@
-"""What is compared with what: each case makes two steps that do the same job, ours and the one a user would keep."""
+"""The cases: each makes two steps for the same task, ours and the one that it replaces."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ LONG = (16384, 3)
 """Tokens, heads."""
 SAMPLED: dict[str, Random | Grid] = {"random 32": Random(32), "grid 5": Grid(5)}
 SMALL = ("16x128x16", "24x197x64", "clusters 1e3 apart")
-"""What the names of the small set end in: one shape of every question."""
+"""The ends of the names in the small set: one shape of every question."""
 
 
 class Case(NamedTuple):
-    """A question: how does ``ours`` compare with ``theirs``, which is what ``against`` says?
+    """A comparison of ``ours`` with ``theirs``, which ``against`` describes.
 
-    ``both`` tells whether there is a backward pass to time too.
+    ``both``: whether to time the backward pass too.
     """
 
     ours: Maker
@@ -40,72 +40,72 @@ class Case(NamedTuple):
 
 def cases() -> dict[str, Case]:
     """Return every case by its name, ``question/shape``."""
-    found: dict[str, Case] = {}
+    named: dict[str, Case] = {}
     for shape in SHAPES:
         at = "x".join(map(str, shape))
         plain, conv = "plain gather", "nn.Conv2d"
-        found[f"all vs plain/{at}"] = Case(convnn_layer(shape), convnn_layer(shape, impl="dense"), plain)
-        found[f"all vs floor/{at}"] = Case(convnn_layer(shape), comparators.bare_products(shape), "bare products")
-        found[f"all vs conv/{at}"] = Case(convnn_layer(shape), comparators.convolution(shape), conv)
+        named[f"all vs plain/{at}"] = Case(convnn_layer(shape), convnn_layer(shape, impl="dense"), plain)
+        named[f"all vs floor/{at}"] = Case(convnn_layer(shape), comparators.bare_products(shape), "bare products")
+        named[f"all vs conv/{at}"] = Case(convnn_layer(shape), comparators.convolution(shape), conv)
         for name, few in SAMPLED.items():
             ours = convnn_layer(shape, candidates=few)
             dense = convnn_layer(shape, candidates=few, impl="dense")
-            found[f"{name} vs plain/{at}"] = Case(ours, dense, plain)
-            found[f"{name} vs conv/{at}"] = Case(ours, comparators.convolution(shape), conv)
-        found[f"recovered conv/{at}"] = Case(recovered_convolution(shape), comparators.convolution(shape), conv)
-        found[f"shared search/{at}"] = Case(stage(shape, shared=True), stage(shape, shared=False), "4 searches")
+            named[f"{name} vs plain/{at}"] = Case(ours, dense, plain)
+            named[f"{name} vs conv/{at}"] = Case(ours, comparators.convolution(shape), conv)
+        named[f"recovered conv/{at}"] = Case(recovered_convolution(shape), comparators.convolution(shape), conv)
+        named[f"shared search/{at}"] = Case(stage(shape, shared=True), stage(shape, shared=False), "4 searches")
     at = "x".join(map(str, LARGE))
     candidates: dict[str, Candidates] = {"all": "all", **SAMPLED}
-    for name, chosen in candidates.items():
-        ours = convnn_layer(LARGE, candidates=chosen)
-        found[f"{name} vs conv/{at}"] = Case(ours, comparators.convolution(LARGE), "nn.Conv2d")
-    return found | _aggregations() | _attentions() | _searches() | _training()
+    for name, among in candidates.items():
+        ours = convnn_layer(LARGE, candidates=among)
+        named[f"{name} vs conv/{at}"] = Case(ours, comparators.convolution(LARGE), "nn.Conv2d")
+    return named | _aggregations() | _attentions() | _searches() | _training()
 
 
 def _aggregations() -> dict[str, Case]:
-    found = {}
+    named = {}
     for shape in SHAPES[:3]:
         at = "x".join(map(str, shape))
         for name, depthwise in (("depthwise", True), ("sum", False)):
             theirs = comparators.gather_and_einsum(shape, depthwise=depthwise)
-            ours = given_neighbours(shape, depthwise=depthwise)
-            found[f"{name}, neighbours given/{at}"] = Case(ours, theirs, "gather + einsum")
-    return found
+            ours = given_neighbors(shape, depthwise=depthwise)
+            named[f"{name}, neighbours given/{at}"] = Case(ours, theirs, "gather + einsum")
+    return named
 
 
 def _attentions() -> dict[str, Case]:
     def ours(x: Tensor, key: Tensor, value: Tensor, *, k: int | None) -> Tensor:
         return knn_aggregate(x, key, value, k=k, similarity="dot", weighting="softmax")
 
-    found = {}
+    named = {}
     for queries in (197, 1024):
         at = f"24x{queries}x64"
         knn = comparators.attention(lambda *heads: ours(*heads, k=K), queries)
-        found[f"k-NN attention/{at}"] = Case(knn, comparators.masked_dense_attention(queries), "masked dense")
+        named[f"k-NN attention/{at}"] = Case(knn, comparators.masked_dense_attention(queries), "masked dense")
         full = comparators.attention(lambda *heads: ours(*heads, k=None), queries)
         standard = comparators.standard_attention(queries)
-        found[f"recovered attention/{at}"] = Case(full, standard, "F.scaled_dot_product_attention")
-    # So many tokens that nothing that holds their N x N scores can be compared.
+        named[f"recovered attention/{at}"] = Case(full, standard, "F.scaled_dot_product_attention")
+    # With so many tokens, nothing that holds N x N scores can be compared.
     long = comparators.attention(lambda *heads: ours(*heads, k=K), *LONG)
     standard = comparators.standard_attention(*LONG)
     at = f"{LONG[1]}x{LONG[0]}x64"
-    found[f"k-NN attention vs full attention/{at}"] = Case(long, standard, "F.scaled_dot_product_attention")
-    return found
+    named[f"k-NN attention vs full attention/{at}"] = Case(long, standard, "F.scaled_dot_product_attention")
+    return named
 
 
 def _searches() -> dict[str, Case]:
     """The search alone, against other exact searches among Euclidean distances."""
-    found = {}
+    named = {}
     for shape in (SHAPES[1], SHAPES[0]):
         for name, search in comparators.other_searches().items():
             ours = _search_of(_tokens_of_map(shape), _euclidean_search)
             at = "x".join(map(str, shape))
-            found[f"search vs {name}/{at}"] = Case(ours, _search_of(_tokens_of_map(shape), search), name, both=False)
+            named[f"search vs {name}/{at}"] = Case(ours, _search_of(_tokens_of_map(shape), search), name, both=False)
     for name, tokens in EUCLIDEAN_TOKENS.items():
-        theirs = _search_of(tokens, comparators.search_around_one_centre)
+        theirs = _search_of(tokens, comparators.search_around_one_center)
         ours = _search_of(tokens, _euclidean_search)
-        found[f"exact search/{name}"] = Case(ours, theirs, "float32 products", both=False)
-    return found
+        named[f"exact search/{name}"] = Case(ours, theirs, "float32 products", both=False)
+    return named
 
 
 def _euclidean_search(tokens: Tensor) -> object:
@@ -132,7 +132,7 @@ EUCLIDEAN_TOKENS: dict[str, Callable[[], Tensor]] = {
     "lengths of 12 magnitudes": lambda: torch.randn(1, 3000, 64) * torch.logspace(-6, 6, 3000).unsqueeze(1),
     "4,096 channels": lambda: torch.randn(1, 1000, 4096),
 }
-"""Tokens ``(1, N, C)``, most of which float32 products cannot order: what exactness costs."""
+"""Tokens ``(1, N, C)``; float32 products cannot order most of them, so they show the cost of exactness."""
 
 
 def _search_of(tokens: Callable[[], Tensor], search: Callable[[Tensor], object]) -> Maker:
@@ -160,14 +160,14 @@ def _training() -> dict[str, Case]:
 
         return make
 
-    found, hybrid = {}, "resnet50_hybrid_random32"
+    named, hybrid = {}, "resnet50_hybrid_random32"
     for at, layout in (("8x3x224", torch.contiguous_format), ("8x3x224, channels-last", torch.channels_last)):
         ours, theirs, free = step(hybrid, layout), step("resnet50", layout), step(hybrid, layout, free=True)
-        found[f"ResNet-50 hybrid random 32, training step/{at}"] = Case(ours, theirs, "timm's resnet50", both=False)
-        found[f"ResNet-50 hybrid random 32, its branches/{at}"] = Case(
+        named[f"ResNet-50 hybrid random 32, training step/{at}"] = Case(ours, theirs, "timm's resnet50", both=False)
+        named[f"ResNet-50 hybrid random 32, its branches/{at}"] = Case(
             ours, free, "branches that do nothing", both=False
         )
-    return found
+    return named
 
 
 def convnn_layer(shape: tuple[int, int, int], **options: Any) -> Maker:
@@ -186,7 +186,7 @@ def recovered_convolution(shape: tuple[int, int, int]) -> Maker:
 
 
 class _Stage(nn.Module):
-    """Four ConvNN layers on maps of one size, which search once or each by itself."""
+    """Four ConvNN layers on maps of one size, with one search for all or one for each."""
 
     def __init__(self, channels: int, *, shared: bool) -> None:
         super().__init__()
@@ -195,10 +195,10 @@ class _Stage(nn.Module):
         self.shared = shared
 
     def forward(self, x: Tensor) -> Tensor:
-        found = self.first.neighbors(x) if self.shared else None
-        x = x + self.first(x, found)
+        neighbors = self.first.neighbors(x) if self.shared else None
+        x = x + self.first(x, neighbors)
         for block in self.others:
-            x = x + block(x, found)
+            x = x + block(x, neighbors)
         return x
 
 
@@ -207,17 +207,17 @@ def stage(shape: tuple[int, int, int], *, shared: bool) -> Maker:
     return lambda grad: step_of(_Stage(shape[1], shared=shared), features(shape), grad)
 
 
-def given_neighbours(shape: tuple[int, int, int], *, depthwise: bool) -> Maker:
-    """The aggregation alone, neighbours given: a depthwise weight per slot, or a sum weighted by softmax."""
+def given_neighbors(shape: tuple[int, int, int], *, depthwise: bool) -> Maker:
+    """The aggregation alone, of given neighbours: a depthwise weight per slot, or a sum weighted by softmax."""
 
     def make(grad: bool) -> Step:
         tokens = features(shape).flatten(2).transpose(1, 2).contiguous()
-        found = knn_search(tokens, tokens, K)
+        neighbors = knn_search(tokens, tokens, K)
 
         def run(x: Tensor, weight: Tensor) -> Tensor:
             if depthwise:
-                return knn_gather(x, found, weight, groups=shape[1])
-            return knn_gather(x, found, weighting="softmax") * weight.sum()
+                return knn_gather(x, neighbors, weight, groups=shape[1])
+            return knn_gather(x, neighbors, weighting="softmax") * weight.sum()
 
         return step_of(Function(run, torch.randn(shape[1], 1, K)), tokens, grad)
 

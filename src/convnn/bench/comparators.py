@@ -1,4 +1,4 @@
-"""What users would otherwise keep: convolution, attention, the algorithm written plainly, other searches.
+"""The alternatives: convolution, attention, the algorithm written plainly, other searches.
 
 Each function returns a maker of steps; packages that are not installed leave their searches out.
 """
@@ -30,12 +30,12 @@ def convolution(shape: tuple[int, int, int]) -> Maker:
 
 
 def bare_products(shape: tuple[int, int, int]) -> Maker:
-    """The bare products of a full search and of its aggregation: what no implementation on these kernels can beat."""
+    """The bare products of a full search and of its aggregation: a lower bound for implementations on these kernels."""
     batch, channels, side = shape
 
     def make(grad: bool) -> Step:
         tokens, weight = torch.randn(batch, side * side, channels), torch.randn(channels, channels * K)
-        laid_out = torch.randn(batch * side * side, channels * K)
+        gathered = torch.randn(batch * side * side, channels * K)
 
         def aggregate(x: Tensor, w: Tensor) -> Tensor:
             with torch.no_grad():
@@ -43,7 +43,7 @@ def bare_products(shape: tuple[int, int, int]) -> Maker:
                     sample @ sample.t()
             return x @ w.t()
 
-        return step_of(Function(aggregate, weight), laid_out, grad)
+        return step_of(Function(aggregate, weight), gathered, grad)
 
     return make
 
@@ -81,7 +81,7 @@ def attention(attend: Callable[..., Tensor], queries: int, heads: int = HEADS) -
 
 
 class _FirstChannels(nn.Module):
-    """Stands where a ConvNN branch stood: the first of its input's channels, as many as it had to give."""
+    """Replaces a ConvNN branch by the first of its input's channels, as many as the branch has outputs."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -104,14 +104,14 @@ def gather_and_einsum(shape: tuple[int, int, int], *, depthwise: bool) -> Maker:
 
     def make(grad: bool) -> Step:
         tokens = features(shape).flatten(2).transpose(1, 2).contiguous()
-        found = knn_search(tokens, tokens, K)
+        neighbors = knn_search(tokens, tokens, K)
 
         def run(x: Tensor, weight: Tensor) -> Tensor:
-            flat = found.index.flatten(1).unsqueeze(-1).expand(-1, -1, x.shape[2])
+            flat = neighbors.index.flatten(1).unsqueeze(-1).expand(-1, -1, x.shape[2])
             gathered = x.gather(1, flat).unflatten(1, (-1, K))
             if depthwise:
                 return torch.einsum("bnkc,ck->bnc", gathered, weight.squeeze(1))
-            return torch.einsum("bnkc,bnk->bnc", gathered, found.similarity.softmax(-1)) * weight.sum()
+            return torch.einsum("bnkc,bnk->bnc", gathered, neighbors.similarity.softmax(-1)) * weight.sum()
 
         return step_of(Function(run, torch.randn(shape[1], 1, K)), tokens, grad)
 
@@ -119,7 +119,7 @@ def gather_and_einsum(shape: tuple[int, int, int], *, depthwise: bool) -> Maker:
 
 
 def other_searches() -> dict[str, Callable[[Tensor], object]]:
-    """Return the exact Euclidean searches that users know, of those installed; each takes tokens ``(B, N, C)``."""
+    """Return the installed exact Euclidean searches of other libraries; each takes tokens ``(B, N, C)``."""
     known: dict[str, tuple[str, Callable[[Tensor], object]]] = {
         "torch": ("torch.cdist + topk", _distances_and_topk),
         "torch_cluster": ("torch-cluster knn", _torch_cluster),
@@ -134,8 +134,8 @@ def _distances_and_topk(tokens: Tensor) -> object:
     return torch.cdist(tokens, tokens).topk(K, largest=False)
 
 
-def search_around_one_centre(tokens: Tensor) -> Tensor:
-    """Search by float32 products alone, which is exact only for tokens that lie around one point."""
+def search_around_one_center(tokens: Tensor) -> Tensor:
+    """Search by float32 products alone, which is exact only for tokens around one point."""
     around = tokens - tokens.mean(1, keepdim=True)
     return nearest(around, around, -0.5 * around.square().sum(-1), None, None, K, False)
 

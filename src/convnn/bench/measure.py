@@ -1,4 +1,4 @@
-"""How a case is measured: times in turn and the rise of memory, each in a process of its own."""
+"""Measurement of a case: alternating times, and the rise of memory, each in its own process."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ Result = dict[str, Any]
 def measure(name: str, *, processes: int, seconds: float, turn: float) -> Result:
     """Time a case in several processes, one after the other; a way is ``forward`` or ``forward+backward``.
 
-    A ratio is time of ours / time of theirs: the median over processes, with its range. A convolution has several
-    speeds from process to process; its fastest is the one that ours are compared with, and ``ratio_in_process`` is the
-    median of the ratios to that of the same process.
+    A ratio is time of ours / time of theirs: the median over processes, with its range. The time of a
+    convolution varies from process to process: ours are compared with the fastest, and ``ratio_in_process`` is the
+    median of the ratios within one process.
     """
     case = cases()[name]
     runs = [_in_fresh_process(_time, name, seconds, turn) for _ in range(processes)]
-    found: Result = {"against": case.against}
+    result: Result = {"against": case.against}
     for way in _ways(case):
         ours = [run[way][0] for run in runs]
         theirs = [run[way][1] for run in runs]
         figure = min(theirs) if case.against == "nn.Conv2d" else None
         ratios = [a / (figure or b) for a, b in zip(ours, theirs, strict=True)]
-        found[way] = {
+        result[way] = {
             "ours_ms": statistics.median(ours),
             "theirs_ms": figure or statistics.median(theirs),
             "ratio": statistics.median(ratios),
             "ratio_range": [min(ratios), max(ratios)],
         }
         if figure:
-            found[way]["ratio_in_process"] = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
-    return found
+            result[way]["ratio_in_process"] = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+    return result
 
 
 def measure_memory(name: str) -> Result:
@@ -80,11 +80,10 @@ _LARGE_BLOCK = 31 << 20
 
 
 def settle_allocator() -> None:
-    """Bring the process into the state of one that has freed a large block, as one that handles images soon has.
+    """Free a large block, as processes that handle images soon do.
 
-    Until then glibc gives freed memory back to the system, and takes it anew page by page at the next step; from then
-    on it keeps up to twice that block's size. In a fresh process it is chance which of the two a layer meets, and a
-    convolution has two speeds.
+    Until then glibc returns freed memory to the system, and every step allocates it again page by page; afterwards it
+    keeps up to twice that block's size. In a fresh process either may happen, and a convolution would have two speeds.
     """
     block = torch.empty(_LARGE_BLOCK, dtype=torch.uint8)
     del block
@@ -102,38 +101,38 @@ def _time(name: str, seconds: float, turn: float) -> dict[str, tuple[float, floa
 def in_turn(ours: Step, theirs: Step, *, seconds: float, turn: float) -> tuple[float, float]:
     """Return the median milliseconds of two steps, at least 3 of each after a first, timed for some seconds in all.
 
-    Each runs for ``turn`` seconds in a row, at least once, and so finds in the cache what it left there; at 0, what the
-    other left.
+    Each runs for ``turn`` seconds in a row, at least once, and reuses what it left in the cache; at 0 the steps
+    alternate.
     """
     ours()
     theirs()
-    of_ours: list[float] = []
-    of_theirs: list[float] = []
+    our_times: list[float] = []
+    their_times: list[float] = []
     began = time.perf_counter()
-    while len(of_ours) < 3 or len(of_theirs) < 3 or time.perf_counter() - began < seconds:
-        of_ours += _times(ours, turn)
-        of_theirs += _times(theirs, turn)
-    return statistics.median(of_ours), statistics.median(of_theirs)
+    while len(our_times) < 3 or len(their_times) < 3 or time.perf_counter() - began < seconds:
+        our_times += _times(ours, turn)
+        their_times += _times(theirs, turn)
+    return statistics.median(our_times), statistics.median(their_times)
 
 
 def _times(step: Step, seconds: float) -> list[float]:
     """Run a step for some seconds, at least once, and return the milliseconds of each time."""
-    found: list[float] = []
+    times: list[float] = []
     began = ended = time.perf_counter()
-    while not found or ended - began < seconds:
+    while not times or ended - began < seconds:
         start = time.perf_counter()
         step()
         ended = time.perf_counter()
-        found.append((ended - start) * 1e3)
-    return found
+        times.append((ended - start) * 1e3)
+    return times
 
 
 def _rise(name: str, side: str) -> float | None:
-    """Return the rise in MiB of one step, or None where the system does not tell (it does on Linux)."""
+    """Return the rise in MiB of one step, or None where the system does not report it (Linux does)."""
     torch.manual_seed(0)
     case = cases()[name]
     step = getattr(case, side)(case.both)
-    step()  # loads what is loaded once
+    step()  # one-time loading
     before = _forget_peak()
     if before is None:
         return None
@@ -142,7 +141,7 @@ def _rise(name: str, side: str) -> float | None:
 
 
 def _forget_peak() -> float | None:
-    """Give freed memory back, let the largest resident memory count from now on, and return what is resident."""
+    """Release freed memory, reset the peak of resident memory, and return the resident MiB."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")

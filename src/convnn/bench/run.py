@@ -1,4 +1,4 @@
-"""``convnn bench``: measure the chosen cases, show each as it comes, and keep a record."""
+"""``convnn bench``: measure the selected cases, print each, and write a record."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ HEAD = f"{'case':42} {'way':17} {'ours ms':>9} {'other ms':>9}  ours / other (ra
 
 
 def run_bench(settings: BenchSettings) -> dict[str, Any]:
-    """Measure, print a line a way of every case, write the record where ``json`` says, and return it."""
+    """Measure, print a line for each way of every case, write the record to ``json``, and return it."""
     if settings.tuned_allocator:
         tune_allocator()
-    names = chosen(settings)
+    names = selected(settings)
     record: dict[str, Any] = {"command": shlex.join(["convnn", *sys.argv[1:]]), **machine()}
     record |= {
         "processes": settings.processes,
@@ -32,32 +32,32 @@ def run_bench(settings: BenchSettings) -> dict[str, Any]:
     print(HEAD, flush=True)
     record["cases"] = {}
     for name in names:
-        found = measure(name, processes=settings.processes, seconds=settings.seconds, turn=settings.turn)
+        result = measure(name, processes=settings.processes, seconds=settings.seconds, turn=settings.turn)
         if settings.memory:
-            found["extra_mib"] = measure_memory(name)
-        record["cases"][name] = found
-        print(lines(name, found), flush=True)
+            result["extra_mib"] = measure_memory(name)
+        record["cases"][name] = result
+        print(lines(name, result), flush=True)
         if settings.json:
             Path(settings.json).write_text(to_json(record, indent=1) + "\n", encoding="utf-8")
     return record
 
 
-def chosen(settings: BenchSettings) -> list[str]:
+def selected(settings: BenchSettings) -> list[str]:
     """Return the names of the cases to measure."""
     if settings.only:
         return [name for name in cases() if settings.only in name]
     return [name for name in cases() if settings.full or name.endswith(SMALL)]
 
 
-def lines(name: str, found: dict[str, Any]) -> str:
-    """Write what was found for a case: a line a way, and one for memory."""
+def lines(name: str, result: dict[str, Any]) -> str:
+    """Write the result of a case: a line for each way, and one for memory."""
     written = []
-    for way in (way for way in WAYS if way in found):
-        timed = found[way]
+    for way in (way for way in WAYS if way in result):
+        timed = result[way]
         low, high = timed["ratio_range"]
         times = f"{timed['ours_ms']:9.2f} {timed['theirs_ms']:9.2f}"
         written.append(f"{name:42} {way:17} {times}  {timed['ratio']:6.2f} ({low:.2f} to {high:.2f})")
-    memory = found.get("extra_mib", {})
+    memory = result.get("extra_mib", {})
     if memory.get("ours") is not None:
         written.append(f"{name:42} {'extra MiB':17} {memory['ours']:9.1f} {memory['theirs']:9.1f}")
     return "\n".join(written)

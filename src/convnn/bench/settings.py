@@ -28,7 +28,7 @@ class BenchSettings:
 
     def check(self) -> None:
         """Raise ConvNNError for the first field that is wrong."""
-        from .. import checks
+        from .. import _checks as checks
         from .cases import cases
 
         if self.only and not any(self.only in name for name in cases()):

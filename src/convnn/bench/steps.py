@@ -40,7 +40,7 @@ def step_of(layer: nn.Module, x: Tensor, grad: bool) -> Step:
     def both() -> None:
         for tensor in inputs:
             tensor.grad = None
-        # Into .grad, as in training: a gradient that lies otherwise than its parameter is laid out anew there.
+        # Into .grad, as in training, where a gradient is copied to the layout of its parameter.
         layer(inputs[0]).backward(upstream, inputs=inputs)
 
     return both

@@ -53,8 +53,8 @@ def line_chart(curves: Sequence[Curve], *, title: str) -> str:
     scale = _Scale(max(len(curve.values) for curve in curves), least, max(1.1 * max(errors), 2 * least))
     parts = [_grid(scale)]
     for number, curve in enumerate(curves):
-        places = [f"{scale.x(e):.1f},{scale.y(1 - value):.1f}" for e, value in enumerate(curve.values, 1)]
-        parts.append(f'<polyline class="line" {_stroke(number)} points="{" ".join(places)}"/>')
+        points = [f"{scale.x(e):.1f},{scale.y(1 - value):.1f}" for e, value in enumerate(curve.values, 1)]
+        parts.append(f'<polyline class="line" {_stroke(number)} points="{" ".join(points)}"/>')
     label = f"{title}: " + "; ".join(f"{curve.name} ends at {100 * curve.values[-1]:.1f} %" for curve in curves)
     svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
     return f'<figure class="chart"><figcaption>{escape(title)}</figcaption>{svg}{_legend(curves)}</figure>'
@@ -83,8 +83,8 @@ def _grid(scale: _Scale) -> str:
         parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
     step = max(1, math.ceil(scale.epochs / 6))
     for epoch in range(step, scale.epochs + 1, step):
-        place = f'x="{scale.x(epoch):.1f}" y="{HEIGHT - BOTTOM + 20}"'
-        parts.append(f'<text class="tick" {place} text-anchor="middle">{epoch}</text>')
+        coordinates = f'x="{scale.x(epoch):.1f}" y="{HEIGHT - BOTTOM + 20}"'
+        parts.append(f'<text class="tick" {coordinates} text-anchor="middle">{epoch}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f'<text class="axis" x="{middle}" y="{HEIGHT - 2}" text-anchor="middle">epoch</text>')
     return "".join(parts)

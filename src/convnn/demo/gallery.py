@@ -1,4 +1,4 @@
-"""The report's pictures: for some test images, what every trained network gathers from one position."""
+"""The report's pictures: the neighbours of one position in some test images, for every trained network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..explain.neighbours import NeighbourMap, RowCol, neighbour_maps
+from ..explain.neighbors import NeighborMap, RowCol, neighbor_maps
 from ..explain.plots import tile
 
 DIGITS = (3, 8, 0)
@@ -19,13 +19,13 @@ DIGITS = (3, 8, 0)
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture: the network's key and words, the image ``(H, W)``, and what was gathered."""
+    """One picture: the network's key and texts, the image ``(H, W)``, and its neighbours."""
 
     key: str
     title: str
     text: str
     image: Tensor
-    found: NeighbourMap
+    neighbors: NeighborMap
 
 
 def choose_digits(images: Tensor, labels: Tensor, *, digits: Sequence[int] = DIGITS) -> list[int]:
@@ -34,8 +34,8 @@ def choose_digits(images: Tensor, labels: Tensor, *, digits: Sequence[int] = DIG
     >>> choose_digits(torch.zeros(3, 1, 8, 8), torch.tensor([8, 3, 0]))
     [1, 0, 2]
     """
-    found = [int((labels == digit).nonzero()[0]) for digit in digits if bool((labels == digit).any())]
-    return found or list(range(min(len(images), len(digits))))
+    first = [int((labels == digit).nonzero()[0]) for digit in digits if bool((labels == digit).any())]
+    return first or list(range(min(len(images), len(digits))))
 
 
 def choose_query(image: Tensor) -> RowCol:
@@ -54,10 +54,10 @@ def choose_query(image: Tensor) -> RowCol:
 def gathered(
     models: Mapping[str, nn.Module], rows: Mapping[str, Mapping[str, Any]], image: Tensor, query: RowCol
 ) -> list[Panel]:
-    """Return a panel for every network in ``rows``: what its last neighbour-gathering layer gathers for a pixel."""
+    """Return a panel for every network in ``rows``: the neighbours of a pixel in its last layer that gathers any."""
     panels = []
     for key, row in rows.items():
-        maps = neighbour_maps(models[key], image, query)
+        maps = neighbor_maps(models[key], image, query)
         panels.append(Panel(key, row["title"], row["text"], image[0], list(maps.values())[-1]))
     return panels
 
@@ -66,7 +66,7 @@ def tiles_html(galleries: Sequence[Sequence[Panel]], captions: Sequence[str]) ->
     """Return the HTML of the pictures: a group for every image (the first one open), a tile for every network."""
     groups: list[str] = []
     for panels, caption in zip(galleries, captions, strict=True):
-        tiles = "".join(_tile(panel, padded=not all(all(p.found.inside()) for p in panels)) for panel in panels)
+        tiles = "".join(_tile(panel, padded=not all(all(p.neighbors.inside()) for p in panels)) for panel in panels)
         opened = " open" if not groups else ""
         summary = f"<summary>{html.escape(caption)}</summary>"
         groups.append(f'<details class="digit"{opened}>{summary}<div class="tiles">{tiles}</div></details>')
@@ -74,11 +74,11 @@ def tiles_html(galleries: Sequence[Sequence[Panel]], captions: Sequence[str]) ->
 
 
 def _tile(panel: Panel, *, padded: bool) -> str:
-    outside = panel.found.inside().count(False)
-    margin = int(padded and not panel.found.weight)
-    data = base64.b64encode(tile(panel.image, panel.found, margin=margin)).decode()
-    words = f"{panel.title}: query at row {panel.found.query[0]}, column {panel.found.query[1]}; gathers "
-    words += ", ".join(f"({row}, {column})" for row, column in panel.found.positions[:9])
+    outside = panel.neighbors.inside().count(False)
+    margin = int(padded and not panel.neighbors.weight)
+    data = base64.b64encode(tile(panel.image, panel.neighbors, margin=margin)).decode()
+    words = f"{panel.title}: query at row {panel.neighbors.query[0]}, column {panel.neighbors.query[1]}; gathers "
+    words += ", ".join(f"({row}, {column})" for row, column in panel.neighbors.positions[:9])
     note = f"{panel.text}" + (f"; {outside} in the padding" if outside and panel.key != "conv" else "")
     caption = f"<b>{html.escape(panel.title)}</b>{html.escape(note)}"
     picture = (

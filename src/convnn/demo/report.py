@@ -34,16 +34,16 @@ def write_report(
         MissingExtraError: matplotlib is not installed.
     """
     rows = {row["key"]: row for row in results["rows"]}
-    chosen = choose_digits(images, labels)[: 1 if results["quick"] else None]
-    galleries = [gathered(models, rows, images[i], choose_query(images[i, 0])) for i in chosen]
-    captions = [f"A test image of a {int(labels[i])}" for i in chosen]
+    selected = choose_digits(images, labels)[: 1 if results["quick"] else None]
+    galleries = [gathered(models, rows, images[i], choose_query(images[i, 0])) for i in selected]
+    captions = [f"A test image of a {int(labels[i])}" for i in selected]
     (out / "report.html").write_text(page(results, tiles_html(galleries, captions)), encoding="utf-8")
     picture = [panel for key in PICTURE for panel in galleries[0] if panel.key == key]
     spectrum_picture(galleries[0][0].image, [_words(panel) for panel in picture], out / "neighbours.png")
 
 
 def _words(panel: Panel) -> tuple[str, str, Any]:
-    return panel.title, panel.text, panel.found
+    return panel.title, panel.text, panel.neighbors
 
 
 def page(results: Mapping[str, Any], pictures: str) -> str:

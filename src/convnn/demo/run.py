@@ -27,7 +27,7 @@ except ImportError as error:
     raise missing_extra(error.name or "rich", "train") from error
 
 COMPARED = 100
-"""Test images over which networks that must be one function are compared."""
+"""Test images for the comparison of networks that must be equal."""
 
 
 def run_demo(settings: DemoSettings, *, console: Console | None = None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The demo's eight experiments, from convolution to attention: two small networks, and what replaces their layers."""
+"""The demo's eight experiments, from convolution to attention: two small networks with replaced layers."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Experiment:
 
 EXPERIMENTS = (
     Experiment("conv", "cnn", "conv", "Convolution", "the 3 × 3 pixels around"),
-    Experiment("spatial", "cnn", "spatial", "Spatial ConvNN", "the 9 nearest in place: convolution again"),
-    Experiment("blend", "cnn", "blend", "Blend λ = 0.5", "9, half by place, half by likeness"),
+    Experiment("spatial", "cnn", "spatial", "Spatial ConvNN", "the 9 nearest positions: convolution again"),
+    Experiment("blend", "cnn", "blend", "Blend λ = 0.5", "9, half by position, half by features"),
     Experiment("convnn", "cnn", "convnn", "Feature ConvNN", "the 9 most alike, wherever they are"),
     Experiment("hybrid", "cnn", "hybrid", "Hybrid λ = 0.5", "half convolution, half ConvNN (shown)"),
     Experiment("attention", "transformer", "attention", "Attention", "every patch, by its weight"),
@@ -54,16 +54,16 @@ QUICK = TrainingPlan({"cnn": 2, "transformer": 2}, {"cnn": 1e-2, "transformer": 
 
 
 def base_network(family: Family) -> nn.Module:
-    """Build the network of a family for digits ``(B, 1, 8, 8)``, with the layers that everything starts from."""
+    """Build the network of a family for digits ``(B, 1, 8, 8)``, with the original layers."""
     if family == "cnn":
         return SmallConvNet(in_channels=1, num_classes=10, width=32, depth=2)
     return small_transformer(in_channels=1, num_classes=10, width=48, depth=2, image_size=8, patch=2)
 
 
 def build(experiment: Experiment, *, seed: int) -> nn.Module:
-    """Build the network of an experiment; equal seeds give equal weights wherever the layers are the same.
+    """Build the network of an experiment; equal seeds give equal weights to equal layers.
 
-    The transformers start from one and the same set of weights, the attention's.
+    All transformers start from the attention's weights.
 
     >>> sum(p.numel() for p in build(EXPERIMENTS[0], seed=0).parameters())
     19242
@@ -71,7 +71,7 @@ def build(experiment: Experiment, *, seed: int) -> nn.Module:
     network = _base(experiment.family, seed=seed)
     if LAYERS[experiment.layer].to is None:
         return network
-    if isinstance(network, SmallConvNet):  # the stem stays: one grey value has no direction that a cosine could compare
+    if isinstance(network, SmallConvNet):  # the stem stays: a cosine cannot compare single grey values
         body = swap_layers(network.body, experiment.layer, k=K)
         network.body = body if isinstance(body, nn.Sequential) else nn.Sequential(body)
         return network
@@ -80,7 +80,7 @@ def build(experiment: Experiment, *, seed: int) -> nn.Module:
 
 @dataclass(frozen=True)
 class Identity:
-    """Two networks that must be one function: the largest difference of their outputs, and its bound."""
+    """Two networks that must compute the same function: the largest difference of their outputs, and its bound."""
 
     name: str
     text: str
@@ -94,27 +94,26 @@ class Identity:
 
 
 def identities(images: Tensor, *, seed: int) -> list[Identity]:
-    """Compare, before training, what must be equal: each recovered layer with what it recovers, on images ``(B, 1, 8,
-    8)``.
+    """Compare, before training, each recovered layer with the layer that it must equal, on images ``(B, 1, 8, 8)``.
 
-    The recovered layers run twice: by the native kernel, and by the neighbour search and the
-    gathering themselves (``impl="dense"``), which is the comparison that could fail.
+    The recovered layers run twice: by the native kernel, and by search and gather
+    (``impl="dense"``), which is the comparison that could fail.
     """
-    found: list[Identity] = []
+    compared: list[Identity] = []
     tokens = 16
     for dtype, bound in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
         precision = str(dtype).removeprefix("torch.")
-        for impl, way in (("auto", "by the native kernel"), ("dense", "by neighbour search")):
+        for impl, path in (("auto", "by the native kernel"), ("dense", "by neighbour search")):
             cnn = _base("cnn", seed=seed)
             spatial = convert(cnn, "convnn", similarity="spatial", init="from_original", impl=impl)
             difference = _difference(cnn, spatial, images.to(dtype))
-            found.append(Identity("Spatial ConvNN = convolution", f"{precision}, {way}", difference, bound))
+            compared.append(Identity("Spatial ConvNN = convolution", f"{precision}, {path}", difference, bound))
             former = _base("transformer", seed=seed)
             everyone = convert(former, "convnn", k=tokens, aggregation="sum", init="from_original", impl=impl)
             difference = _difference(former, everyone, images.to(dtype))
             name = f"k-NN attention, k = N = {tokens} = attention"
-            found.append(Identity(name, f"{precision}, {way}", difference, bound))
-    return sorted(found, key=lambda identity: identity.name.lower(), reverse=True)
+            compared.append(Identity(name, f"{precision}, {path}", difference, bound))
+    return sorted(compared, key=lambda identity: identity.name.lower(), reverse=True)
 
 
 def _base(family: Family, *, seed: int) -> nn.Module:

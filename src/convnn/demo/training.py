@@ -35,7 +35,7 @@ class Task(NamedTuple):
 def train_experiment(task: Task, report: Report) -> tuple[dict[str, Any], bytes]:
     """Train one experiment with one seed; return the run's record and the weights as ``load_weights`` reads them.
 
-    Nothing is chosen: the last epoch's weights are tested, once. The validation images are only watched.
+    The last epoch's weights are tested, once; the validation images select nothing.
     """
     experiment = next(experiment for experiment in EXPERIMENTS if experiment.key == task.key)
     plan = task.plan

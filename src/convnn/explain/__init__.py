@@ -1,5 +1,5 @@
-"""What a layer gathers, position by position, and its pictures. Plots need matplotlib, imported when one is drawn."""
+"""The neighbours of a layer, position by position, and plots of them. Plots import matplotlib when one is drawn."""
 
-from .neighbours import NeighbourMap, capture_inputs, neighbour_map, neighbour_maps
+from .neighbors import NeighborMap, capture_inputs, neighbor_map, neighbor_maps
 
-__all__ = ["NeighbourMap", "capture_inputs", "neighbour_map", "neighbour_maps"]
+__all__ = ["NeighborMap", "capture_inputs", "neighbor_map", "neighbor_maps"]

@@ -1,4 +1,4 @@
-"""Drawings of what a layer gathers, by matplotlib on figures of their own: no global state, safe in threads."""
+"""Plots of a layer's neighbours by matplotlib, without its global state: safe in threads."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..errors import invalid, missing_extra
-from .neighbours import NeighbourMap, RowCol
+from .neighbors import NeighborMap, RowCol
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 QUERY, NEAR, FAR, INK, MUTED = "#d9480f", "#0b4f9e", "#9cc6ee", "#1f2933", "#66727f"
-"""Orange marks the query, blue what it gathers (dark: most alike): told apart by every kind of colour vision."""
+"""Orange marks the query, blue its neighbours (dark: most similar): distinct for every kind of colour vision."""
 
 
 def new_figure(width: float, height: float, *, columns: int = 1) -> tuple[Figure, Sequence[Axes]]:
@@ -35,8 +35,8 @@ def new_figure(width: float, height: float, *, columns: int = 1) -> tuple[Figure
     return figure, list(axes[0])
 
 
-def draw_neighbours(axes: Axes, image: Tensor, found: NeighbourMap, *, margin: int = 0) -> None:
-    """Draw an image ``(H, W)`` and on it the query and what it gathers.
+def draw_neighbors(axes: Axes, image: Tensor, near: NeighborMap, *, margin: int = 0) -> None:
+    """Draw an image ``(H, W)`` with the query and its neighbours.
 
     Every neighbour has a blue frame and its slot's number, the darker the more similar; where the layer takes a
     softmax, the darker the larger its weight. ``margin`` shows that many pixels of padding around the image. Raises
@@ -52,11 +52,11 @@ def draw_neighbours(axes: Axes, image: Tensor, found: NeighbourMap, *, margin: i
     for spine in axes.spines.values():
         spine.set_visible(False)
     _outline(axes, (height, width), margin)
-    cell = (height / found.grid[0], width / found.grid[1])
+    cell = (height / near.grid[0], width / near.grid[1])
     point = 72 * axes.get_window_extent().height / axes.figure.dpi / (height + 2 * margin + 0.2)
-    for slot, (position, shade) in enumerate(zip(found.positions, shading(found), strict=True), 1):
-        _mark(axes, position, cell, shade=shade, number=str(slot) if len(found.positions) <= 25 else "", point=point)
-    _frame(axes, found.query, cell, colour=QUERY, width=0.115 * point)
+    for slot, (position, shade) in enumerate(zip(near.positions, shading(near), strict=True), 1):
+        _mark(axes, position, cell, shade=shade, number=str(slot) if len(near.positions) <= 25 else "", point=point)
+    _frame(axes, near.query, cell, color=QUERY, width=0.115 * point)
 
 
 def _outline(axes: Axes, size: tuple[int, int], margin: int) -> None:
@@ -77,21 +77,21 @@ def _mark(axes: Axes, position: RowCol, cell: tuple[float, float], *, shade: flo
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.patches import Circle, Rectangle
 
-    colour = LinearSegmentedColormap.from_list("near", [FAR, NEAR])(shade)
+    color = LinearSegmentedColormap.from_list("near", [FAR, NEAR])(shade)
     tall, wide = cell
     corner = (position[1] * wide, position[0] * tall)
-    axes.add_patch(Rectangle(corner, wide, tall, facecolor=colour, alpha=0.45, edgecolor="none"))
-    _frame(axes, position, cell, colour=colour, width=0.085 * point)
+    axes.add_patch(Rectangle(corner, wide, tall, facecolor=color, alpha=0.45, edgecolor="none"))
+    _frame(axes, position, cell, color=color, width=0.085 * point)
     if number:
         middle = (corner[0] + wide / 2, corner[1] + tall / 2)
-        axes.add_patch(Circle(middle, 0.335, facecolor=colour, edgecolor="none", zorder=3))
+        axes.add_patch(Circle(middle, 0.335, facecolor=color, edgecolor="none", zorder=3))
         ink = "white" if shade > 0.42 else INK
-        place_of = (middle[0], middle[1] + 0.02)
+        center = (middle[0], middle[1] + 0.02)
         size = point * (0.44 if len(number) == 1 else 0.38)
-        axes.text(*place_of, number, ha="center", va="center_baseline", color=ink, size=size, weight="bold", zorder=4)
+        axes.text(*center, number, ha="center", va="center_baseline", color=ink, size=size, weight="bold", zorder=4)
 
 
-def _frame(axes: Axes, position: RowCol, cell: tuple[float, float], *, colour: Any, width: float) -> None:
+def _frame(axes: Axes, position: RowCol, cell: tuple[float, float], *, color: Any, width: float) -> None:
     """Draw a frame just inside a position's pixels, ``width`` points wide."""
     from matplotlib.patches import Rectangle
 
@@ -99,23 +99,22 @@ def _frame(axes: Axes, position: RowCol, cell: tuple[float, float], *, colour: A
     inset = 0.07
     corner = (position[1] * wide + inset, position[0] * tall + inset)
     size = (wide - 2 * inset, tall - 2 * inset)
-    style: dict[str, Any] = {"fill": False, "edgecolor": colour, "linewidth": width, "joinstyle": "round"}
-    axes.add_patch(Rectangle(corner, *size, zorder=2 if colour != QUERY else 5, **style))
+    style: dict[str, Any] = {"fill": False, "edgecolor": color, "linewidth": width, "joinstyle": "round"}
+    axes.add_patch(Rectangle(corner, *size, zorder=2 if color != QUERY else 5, **style))
 
 
-def shading(found: NeighbourMap) -> list[float]:
+def shading(near: NeighborMap) -> list[float]:
     """Return each neighbour's shade in [0, 1]: its weight, or else its similarity, from the least to the largest.
 
-    The query itself, alike to itself beyond all others, does not count for the range, or the others would look the
-    same.
+    The query, which is most similar to itself, is left out of the range: otherwise the others would look the same.
 
-    >>> shading(NeighbourMap((2, 2), (0, 0), ((0, 0), (0, 1), (1, 0), (1, 1)), (9.0, 1.0, 0.5, 0.0)))
+    >>> shading(NeighborMap((2, 2), (0, 0), ((0, 0), (0, 1), (1, 0), (1, 1)), (9.0, 1.0, 0.5, 0.0)))
     [1.0, 1.0, 0.5, 0.0]
     """
-    values = found.weight or found.similarity
-    others = [
-        value for value, position in zip(values, found.positions, strict=True) if position != found.query
-    ] or list(values)
+    values = near.weight or near.similarity
+    others = [value for value, position in zip(values, near.positions, strict=True) if position != near.query] or list(
+        values
+    )
     low, high = min(others), max(others)
     return [1.0 if high == low else min(1.0, max(0.0, (value - low) / (high - low))) for value in values]
 
@@ -127,26 +126,26 @@ def png(figure: Figure, *, dpi: int = 100, transparent: bool = True) -> bytes:
     return buffer.getvalue()
 
 
-def tile(image: Tensor, found: NeighbourMap, *, margin: int = 0) -> bytes:
-    """Return one square PNG of an image ``(H, W)`` with what a layer gathers for one query."""
+def tile(image: Tensor, near: NeighborMap, *, margin: int = 0) -> bytes:
+    """Return one square PNG of an image ``(H, W)`` with one query's neighbours."""
     figure, axes = new_figure(2.4, 2.4)
     axes[0].set_position((0.01, 0.01, 0.98, 0.98))
-    draw_neighbours(axes[0], image, found, margin=margin)
+    draw_neighbors(axes[0], image, near, margin=margin)
     return png(figure, dpi=120)
 
 
-def spectrum_picture(image: Tensor, maps: Sequence[tuple[str, str, NeighbourMap]], path: Path) -> None:
-    """Write the one picture: the same image ``(H, W)`` and query, and what each layer gathers, from near to alike.
+def spectrum_picture(image: Tensor, maps: Sequence[tuple[str, str, NeighborMap]], path: Path) -> None:
+    """Write the one picture: the same image ``(H, W)`` and query, and each layer's neighbours, from near to similar.
 
     ``maps`` holds a title, a line under it and the neighbours of each layer. Raises ConvNNError when it is empty.
     """
     if not maps:
-        raise invalid("maps", "at least one layer", "none", "pass (title, text, NeighbourMap) for each")
+        raise invalid("maps", "at least one layer", "none", "pass (title, text, NeighborMap) for each")
     count = len(maps)
     figure, axes = new_figure(2.75 * count, 4.0, columns=count)
     figure.subplots_adjust(left=0.012, right=0.988, bottom=0.145, top=0.84, wspace=0.06)
-    for panel, (title, text, found) in zip(axes, maps, strict=True):
-        draw_neighbours(panel, image, found, margin=1)
+    for panel, (title, text, near) in zip(axes, maps, strict=True):
+        draw_neighbors(panel, image, near, margin=1)
         panel.set_title(f"{title}\n", color=INK, size=14.5, weight="bold", pad=1)
         panel.text(0.5, 1.025, text, transform=panel.transAxes, ha="center", va="bottom", color=MUTED, size=10.5)
     figure.add_artist(_arrow((0.115, 0.075), (0.885, 0.075)))

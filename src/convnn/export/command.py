@@ -1,4 +1,4 @@
-"""``convnn export``: what it says in the terminal."""
+"""``convnn export``: the command."""
 
 from __future__ import annotations
 
@@ -16,6 +16,6 @@ def run_export(settings: ExportSettings) -> None:
         batch_size=settings.batch_size or "dynamic",
         opset=settings.opset,
         verify=settings.verify,
-        say=print,
+        log=print,
     )
     print(f"Wrote {exported}")

@@ -23,7 +23,7 @@ from .trace import TRACED, check_runs, example_images, for_export, trace
 from .verify import Comparison, compare
 
 NOTES = "convnn.json"
-"""The name under which a program of ``torch.export`` carries its notes (``extra_files`` of ``torch.export.load``)."""
+"""The name of the notes in a program of ``torch.export`` (``extra_files`` of ``torch.export.load``)."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Exported:
         format: ``"onnx"`` or ``"torch-export"``.
         shape: of the input, ``(B, C, H, W)``; B is None where it may be any number.
         opset: the version of ONNX's operators, or None.
-        compared: how its logits compare with the model's, or None if they were not compared.
+        compared: the comparison of its logits with the model's, or None.
     """
 
     path: Path
@@ -57,12 +57,12 @@ def export(
     model_or_checkpoint: nn.Module | str | Path,
     path: str | Path,
     *,
-    format: str = "onnx",  # noqa: A002  # what everybody calls it
+    format: str = "onnx",  # noqa: A002  # the usual name
     image_size: int | None = None,
     batch_size: int | Literal["dynamic"] = "dynamic",
     opset: int | None = None,
     verify: bool = True,
-    say: Callable[[str], None] | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> Exported:
     """Write a model, in evaluation, as one file of plain operators: ONNX, or a program of ``torch.export``.
 
@@ -76,13 +76,13 @@ def export(
         batch_size: images at a time; ``"dynamic"`` for any number.
         opset: the version of ONNX's operators; PyTorch's choice if left out.
         verify: whether to run the file and compare its logits with the model's on random images.
-        say: is told what happens, a line each.
+        log: called with a line for each step.
 
     Returns:
-        Where the file is, what it takes, and how its logits compare with the model's.
+        The file, the shape of its input, and the comparison of its logits with the model's.
 
     Raises:
-        ConvNNError: an argument is wrong, the model cannot be exported, or the file does not compute what it does.
+        ConvNNError: an argument is wrong, the model cannot be exported, or the file does not compute the same.
         MissingExtraError: a package of ``convnn[export]`` is not installed.
 
     Example:
@@ -95,9 +95,9 @@ def export(
         >>> exported.shape, loaded(torch.zeros(5, 3, 8, 8)).shape
         ((None, 3, 8, 8), torch.Size([5, 3]))
     """
-    from .source import load_source  # it brings timm, which the options and their help need not
+    from .source import load_source  # it imports timm, which the command's help does not need
 
-    path, log = Path(path), say or _silent
+    path, log = Path(path), log or _silent
     batch = None if batch_size == "dynamic" else batch_size
     check_format(format, opset)
     check_path(path, format, argument="path")
@@ -151,7 +151,7 @@ def _runner(file: Path, kind: str) -> Callable[[Tensor], Tensor]:
 
 @contextmanager
 def _staged(path: Path) -> Iterator[Path]:
-    """Give a path in a temporary folder; its files are moved beside ``path`` at the end, if nothing is raised."""
+    """Yield a path in a temporary folder; its files are moved beside ``path`` at the end, if nothing is raised."""
     with ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

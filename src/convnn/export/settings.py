@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import checks
+from .. import _checks as checks
 from .._utils.settings import check_whole, option, positional
 from ..errors import invalid
 
 FORMATS = {"onnx": ".onnx", "torch-export": ".pt2"}
-"""The formats, and how the names of their files end."""
+"""The formats, and the suffixes of their files."""
 LEAST_OPSET = 18
 """The lowest version of ONNX's operators that PyTorch's exporter writes."""
 
@@ -40,7 +40,7 @@ class ExportSettings:
         return (source if source.is_dir() or not source.suffix else source.parent) / ("model" + FORMATS[self.format])
 
     def check(self) -> None:
-        """Raise ConvNNError for the first field that is wrong; of the files only their existence is looked at."""
+        """Raise ConvNNError for the first field that is wrong; of files only the existence is checked."""
         if not Path(self.checkpoint).exists():
             expected = "a folder of save_pretrained or convnn train, or a .ckpt file"
             raise invalid("checkpoint", expected, f"{self.checkpoint!r}, which does not exist", "check the path")

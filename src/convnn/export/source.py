@@ -20,10 +20,10 @@ class Source(NamedTuple):
 
     Attributes:
         model: the model.
-        name: what it is called.
+        name: of the model.
         channels: of its images.
-        size: the side of its images, or None where nothing says it.
-        notes: what the exported file says about it, each entry as JSON.
+        size: the side of its images, or None if unknown.
+        notes: metadata of the exported file, each entry as JSON.
     """
 
     model: nn.Module
@@ -34,7 +34,7 @@ class Source(NamedTuple):
 
 
 def load_source(model_or_checkpoint: nn.Module | str | Path) -> Source:
-    """Return the model to export, from a file or a folder where one is named; nothing that is loaded is run.
+    """Return the model to export, loaded from a file or a folder if one is named; loading executes no code.
 
     Raises ConvNNError for a path that is neither a folder of ``save_pretrained`` nor a run of ``convnn train``.
     """
@@ -63,9 +63,9 @@ def _of_model(model: nn.Module) -> Source:
 
 
 def _of_any_model(model: nn.Module) -> Source:
-    """Ask timm's configuration, and otherwise the first convolution, what a model takes."""
-    found: Any = getattr(model, "pretrained_cfg", None)
-    takes = found if isinstance(found, dict) and "input_size" in found else {}
+    """Read the input of a model from timm's configuration, or else from its first convolution."""
+    cfg: Any = getattr(model, "pretrained_cfg", None)
+    takes = cfg if isinstance(cfg, dict) and "input_size" in cfg else {}
     first = next((part for part in model.modules() if isinstance(part, nn.Conv2d)), None)
     channels = 3 if first is None else first.in_channels
     size = int(takes["input_size"][-1]) if takes else None
@@ -83,8 +83,8 @@ def _of_run(checkpoint: Path) -> Source:
         raise
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
         raise _unreadable(checkpoint, error) from error
-    found = _of_model(model)
-    return found._replace(notes={**found.notes, **_notes(classes=classes)})
+    source = _of_model(model)
+    return source._replace(notes={**source.notes, **_notes(classes=classes)})
 
 
 def _unreadable(checkpoint: Path, error: Exception) -> ConvNNError:

@@ -30,7 +30,7 @@ def check_installed() -> None:
 
 
 def not_in_onnx() -> dict[Any, Callable[..., Any]]:
-    """Return the decompositions of the operators that our layers use and ONNX has not."""
+    """Return the decompositions of the operators of our layers that ONNX does not have."""
     return {
         torch.ops.aten.sort.stable: _sort,
         torch.ops.aten.median.dim: _median,
@@ -60,18 +60,18 @@ def save_onnx(program: ExportedProgram, path: Path, *, opset: int | None, notes:
     for node in model.graph:
         namespace = node.metadata_props.get("namespace")
         node.metadata_props.clear()
-        if namespace is not None:  # which layer a node belongs to: what viewers group by
+        if namespace is not None:  # the layer of a node, by which viewers group
             node.metadata_props["namespace"] = namespace
     _name_batch(model)
     used = int(model.opset_imports[""])
-    if opset not in (None, used):  # the exporter says so only in a note
+    if opset not in (None, used):  # the exporter only notes it
         raise invalid("opset", f"one that PyTorch can write for this model ({used} is)", opset, "leave it out")
     written.save(path)
     return used
 
 
 def _name_batch(model: Any) -> None:
-    """Call the free axis ``batch`` everywhere, where the tracer numbered it."""
+    """Name the free axis ``batch``, which the tracer numbered."""
     first = str(model.graph.inputs[0].shape[0])
     if first.isdecimal():
         return
@@ -88,7 +88,7 @@ def _sort(x: Tensor, *, stable: bool | None = None, dim: int = -1, descending: b
 
 
 def _median(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
-    """Take the median, the lower of two in the middle, which ONNX has not, from the sorted values."""
+    """Take the median, the lower of two in the middle, from the sorted values: ONNX has no median."""
     middle = (x.shape[dim] - 1) // 2
     values, index = (part.narrow(dim, middle, 1) for part in _sort(x, dim=dim))
     return (values, index) if keepdim else (values.squeeze(dim), index.squeeze(dim))
@@ -100,8 +100,8 @@ def _nearest_euclidean(query: Tensor, key: Tensor, factor: Tensor | None, *rest:
     ONNX has no ``cdist``, and the differences of all pairs are C times as many numbers.
     """
     query_position, key_position, masked, skip, k, stable = rest
-    centre = key.nan_to_num(0, 0, 0).mean(1, keepdim=True).double()
-    query, key = query.double() - centre, key.double() - centre
+    center = key.nan_to_num(0, 0, 0).mean(1, keepdim=True).double()
+    query, key = query.double() - center, key.double() - center
     if factor is not None and query_position is not None:
         query = torch.cat([query * factor, query_position.double().expand(query.shape[0], -1, -1)], 2)
         key = torch.cat([key * factor, key_position.double().expand(query.shape[0], -1, -1)], 2)

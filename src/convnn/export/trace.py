@@ -1,4 +1,4 @@
-"""From a model to a program of plain operators: traced once, for images of one size and any number of them."""
+"""Tracing of a model to a program of plain operators, for images of one size and any number of them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from ..ops.registry import NAMESPACE, PLAIN_FORMS
 from ..types import Random
 
 TRACED = 2
-"""Images in the batch that a program of any batch size is traced with: a size of 1 would be taken for a constant."""
+"""Images in the batch that a program of any batch size is traced with: a size of 1 would become a constant."""
 
 
 def for_export(model: nn.Module, *, dtype: torch.dtype | None = None) -> nn.Module:
     """Return a copy of a model on the CPU, in eval mode, in which every layer may choose how it runs."""
-    # Implementations differ in how they compute, not in what; the reference would be traced query by query.
+    # All implementations compute the same; the reference would be traced query by query.
     copied = copy.deepcopy(model).cpu().eval().requires_grad_(False)
     for layer in copied.modules():
         if isinstance(layer, NeighborLayer):
@@ -43,7 +43,7 @@ def dtype_of(model: nn.Module) -> torch.dtype:
 
 
 def check_runs(model: nn.Module, images: Tensor) -> Tensor:
-    """Return the logits ``(B, ...)``, or refuse images that the model cannot take and results that are no tensor."""
+    """Return the logits ``(B, ...)``; raises ConvNNError if the model cannot run or returns no finite tensor."""
     size = f"{tuple(images.shape[1:])}"
     try:
         with torch.no_grad():
@@ -66,13 +66,13 @@ def trace(
 ) -> ExportedProgram:
     """Trace a model that ``for_export`` returned into a program without any operator of convnn's own.
 
-    ``without`` has the decompositions of further operators that the program is not to have. Raises ConvNNError for a
+    ``without`` has the decompositions of further operators to remove. Raises ConvNNError for a
     model that cannot be traced.
     """
     shapes = ({0: Dim("batch", min=1)},) if any_batch else None
     try:
-        # Without gradients the searches need not switch them off, which would be an operator of its own. Nor are they
-        # to compare pair by pair, as they do where PyTorch is told to be deterministic: B N M C numbers at once.
+        # With gradients off outside, the searches do not add an operator that switches them off. Deterministic mode
+        # would make them compare pair by pair: B N M C numbers at once.
         with torch.no_grad(), quiet_exporters(), deterministic(False), _fixed_draws(model, images):
             program: ExportedProgram = torch.export.export(model, (images,), dynamic_shapes=shapes)
             program = program.run_decompositions({**PLAIN_FORMS, **(without or {})})
@@ -82,14 +82,14 @@ def trace(
         raise invalid("model", "one that torch.export can trace", got, fix) from error
     for part in program.graph_module.modules():
         if isinstance(part, torch.fx.GraphModule):
-            _refuse_custom(part)
+            _check_plain(part)
             _drop_stack_traces(part)
     return program
 
 
 @contextmanager
 def _fixed_draws(model: nn.Module, images: Tensor) -> Iterator[None]:
-    """Give random candidates as the positions that an evaluation draws in images of this size.
+    """Replace random candidates by the positions that an evaluation draws in images of this size.
 
     The seeded draw is a hash of positions, which a program would otherwise compute at every call.
     """
@@ -100,27 +100,27 @@ def _fixed_draws(model: nn.Module, images: Tensor) -> Iterator[None]:
         for layer, candidates in before.items():
             layer.candidates = _recording(candidates, draws[layer])
         model(images)
-        for layer, found in draws.items():
-            same = bool(found) and all(torch.equal(found[0], other) for other in found)
-            layer.candidates = found[0] if same else before[layer]  # a layer may be used at several sizes
+        for layer, positions in draws.items():
+            same = bool(positions) and all(torch.equal(positions[0], other) for other in positions)
+            layer.candidates = positions[0] if same else before[layer]  # a layer may be used at several sizes
         yield
     finally:
         for layer, candidates in before.items():
             layer.candidates = candidates
 
 
-def _recording(candidates: Random, found: list[Tensor]) -> Random:
-    """Return the same candidates, which write down what they draw."""
+def _recording(candidates: Random, draws: list[Tensor]) -> Random:
+    """Return the same candidates, with every draw appended to ``draws``."""
 
     class Recording(Random):
         def draw(self, tokens: int, device: torch.device) -> Tensor:
-            found.append(super().draw(tokens, device))
-            return found[-1]
+            draws.append(super().draw(tokens, device))
+            return draws[-1]
 
     return Recording(candidates.r, candidates.seed, candidates.generator)
 
 
-def _refuse_custom(part: torch.fx.GraphModule) -> None:
+def _check_plain(part: torch.fx.GraphModule) -> None:
     left = {str(n.target) for n in part.graph.nodes if getattr(n.target, "namespace", None) == NAMESPACE}
     if left:
         got = ", ".join(sorted(left))

@@ -1,4 +1,4 @@
-"""Whether an exported model computes what the model does."""
+"""Comparison of an exported model with the model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..errors import ConvNNError, invalid
 from .trace import deterministic, dtype_of, example_images
 
 TOLERANCE = 1e-4
-"""How far logits may differ; where all of an image's are below 1, as a share of the largest."""
+"""The largest difference of logits; relative to the largest logit of an image if that is below 1."""
 EXACT = 1e-9
 """The same in double precision, equal similarities decided alike."""
 _DRAWS = 8
@@ -22,12 +22,12 @@ _MARGIN = 4.0
 
 
 class Comparison(NamedTuple):
-    """How an exported model's logits compare with the model's.
+    """Comparison of an exported model's logits with the model's.
 
     Attributes:
-        difference: the largest, of the images on which they agree.
-        agreeing: how many images those are.
-        images: how many were compared.
+        difference: the largest on images whose logits agree.
+        agreeing: the number of such images.
+        images: the number of images.
         exact: the largest difference in double precision, or None for a model in half precision.
     """
 
@@ -57,13 +57,12 @@ def compare(
     shape: tuple[int, int, int],
     batches: tuple[int, ...],
 ) -> Comparison:
-    """Compare an exported model's logits with the model's, on random images: what ``run`` gives, and the ``program``.
+    """Compare an exported model's logits with the model's, on random images: those of ``run`` and of ``program``.
 
-    A selection is discontinuous: where two keys are equally similar, or are so up to rounding, any change in the order
-    of additions can exchange them, and layers that follow can make much of it. So the program that was traced is
-    compared in double precision, where a tie is a tie. What was made of it runs in single precision; there, a
-    difference above ``TOLERANCE`` is held against how far ties and rounding alone move the model's own logits on the
-    same image, and accepted only within that.
+    Selection is discontinuous: if two keys are equally similar up to rounding, another order of additions can exchange
+    them, and later layers can amplify the difference. So the traced program is compared in double precision, with ties
+    decided alike. The exported file runs in single precision; there, a difference above ``TOLERANCE`` is accepted only
+    if ties and rounding alone move the model's own logits on the same image as far.
 
     Raises ConvNNError for a difference that these do not explain.
     """
@@ -74,8 +73,8 @@ def compare(
         with torch.no_grad():
             expected, got = model(images), run(images)
         if got.shape != expected.shape or not bool(got.isfinite().all()):
-            found = f"shape {tuple(got.shape)}" if got.shape != expected.shape else "nan or inf"
-            raise _mismatch(f"{found} for {batch} images, where the model gives {tuple(expected.shape)}")
+            got_text = f"shape {tuple(got.shape)}" if got.shape != expected.shape else "nan or inf"
+            raise _mismatch(f"{got_text} for {batch} images, where the model gives {tuple(expected.shape)}")
         differences = _distances(got, expected)
         agree = differences <= TOLERANCE * _scale(expected)
         if not bool(agree.all()):

@@ -1,4 +1,4 @@
-"""Which implementation runs, and why; the only place that knows all of them."""
+"""Dispatch: the list of implementations, and the choice of one for a problem."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .. import ops, plan  # noqa: F401  # a counter of FLOPs must know the operators before they run
+from .. import _plan as plan
+from .. import ops  # noqa: F401  # FLOP counters need the operators registered before they run
 from ..errors import invalid, unknown_name
 from ..stages import geometry
 from ..types import Choice, Gather, Neighbors, Problem, Search
@@ -59,40 +60,40 @@ def run_search(impl: str, problem: Search) -> Neighbors:
     """Run a search by the implementation chosen."""
     if problem.geometry is not None:
         problem, _ = plan.with_padding(problem, None)
-    return _chosen(impl, Problem(problem, None), problem.query, problem.key).search(problem)
+    return _choose_checked(impl, Problem(problem, None), problem.query, problem.key).search(problem)
 
 
 def run_gather(impl: str, problem: Gather, neighbors: Neighbors) -> Tensor:
     """Run the aggregation of given neighbours by the implementation chosen."""
     tensors = (problem.value, problem.weight, neighbors.similarity)
-    return _chosen(impl, Problem(None, problem), *tensors).gather(problem, neighbors)
+    return _choose_checked(impl, Problem(None, problem), *tensors).gather(problem, neighbors)
 
 
-def run_aggregate(impl: str, search: Search, gather: Gather, *, own: bool = True) -> Tensor:
-    """Search and aggregate by the implementation chosen: tokens ``(B, N, C_out)``, or a map where a map was given.
+def run_aggregate(impl: str, search: Search, gather: Gather, *, writable: bool = True) -> Tensor:
+    """Search and aggregate by the implementation chosen: tokens ``(B, N, C_out)``, or a map with a geometry.
 
-    ``own``: the result may be modified in place.
+    ``writable``: the result may be modified in place.
     """
     problem, described = Problem(search, gather), search.geometry
-    chosen = _chosen(impl, problem, search.query, search.key, gather.value, gather.weight, gather.bias)
-    if described is not None and chosen.why_not_map(problem) is None:
-        return chosen.aggregate_map(search, gather)
+    implementation = _choose_checked(impl, problem, search.query, search.key, gather.value, gather.weight, gather.bias)
+    if described is not None and implementation.why_not_map(problem) is None:
+        return implementation.aggregate_map(search, gather)
     if described is not None:
         search, gather = plan.with_padding(search, gather)
-    out = chosen.aggregate(search, gather)
-    if own and chosen.saves_output and out.requires_grad:
+    out = implementation.aggregate(search, gather)
+    if writable and implementation.saves_output and out.requires_grad:
         out = out.clone()
     return out if described is None else geometry.view_map(out, described.queries.shape)
 
 
-def _chosen(impl: str, problem: Problem, *tensors: Tensor | None) -> Implementation:
-    """Choose the implementation, log why, and refuse tangents of ``tensors`` that it would drop."""
-    chosen, choice = choose(impl, problem)
+def _choose_checked(impl: str, problem: Problem, *tensors: Tensor | None) -> Implementation:
+    """Choose the implementation and log why; raises ConvNNError if it would drop tangents of ``tensors``."""
+    implementation, choice = choose(impl, problem)
     if torch.compiler.is_compiling():
-        return chosen
+        return implementation
     _log.debug("impl %s: %s", choice.impl, choice.reason)
-    duals = (x for x in tensors if x is not None and not chosen.keeps_tangents)
+    duals = (x for x in tensors if x is not None and not implementation.keeps_tangents)
     if any(forward_ad.unpack_dual(x).tangent is not None for x in duals):
         fix = "use impl='dense', or differentiate backward (torch.func.jacrev, torch.autograd.grad)"
         raise invalid("impl", "'dense' for forward-mode differentiation", repr(choice.impl), fix)
-    return chosen
+    return implementation

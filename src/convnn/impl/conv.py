@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import plan
+from .. import _plan as plan
 from ..maps import QueryGrid
 from ..stages import geometry
 from ..types import Gather, Problem, Search
@@ -33,7 +33,7 @@ class Conv(Implementation):
         if search.include_self or search.key_padding_mask is not None:
             return "include_self and key_padding_mask change the slots"
         if not isinstance(search.query_index, QueryGrid):
-            return "the queries are not known to stand on a query grid"
+            return "the queries are not known to form a query grid"
         if len(search.grid) > 3:
             return "there are convolutions of up to 3 axes"
         window = geometry.whole_window(search.candidates, search.k, len(search.grid))
@@ -51,13 +51,13 @@ class Conv(Implementation):
         return geometry.to_tokens(_convolve(search, gather, _covered(search, gather, search.grid, window), window))
 
     def aggregate_map(self, search: Search, gather: Gather) -> Tensor:
-        """Run the convolution with the padding of its own wherever that is the map's."""
+        """Run the convolution on the map, with its own padding if that is the map's."""
         described, window = search.geometry, _window(search)
         if described is None:
             raise TypeError("geometry")
         radius = tuple(size // 2 * dilation for size, dilation in zip(*window, strict=True))
         zeros = described.padding_mode == "zeros" or not any(described.padding)
-        if zeros and radius == described.queries.origin:
+        if zeros and radius == described.queries.offset:
             x = geometry.view_map(gather.value, described.sizes) if gather.source is None else gather.source
             return _convolve(search, gather, x, window, described.padding)
         search, gather = plan.with_padding(search, gather)
@@ -67,8 +67,8 @@ class Conv(Implementation):
 def _fits(problem: Search, queries: QueryGrid, size: tuple[int, ...], dilation: tuple[int, ...]) -> bool:
     for axis, length in enumerate(problem.grid):
         radius = size[axis] // 2 * dilation[axis]
-        last = queries.origin[axis] + (queries.shape[axis] - 1) * queries.stride[axis]
-        if queries.origin[axis] < radius or last + radius > length - 1:
+        last = queries.offset[axis] + (queries.shape[axis] - 1) * queries.stride[axis]
+        if queries.offset[axis] < radius or last + radius > length - 1:
             return False
     return True
 
@@ -88,7 +88,7 @@ def _covered(problem: Search, aggregation: Gather, grid: tuple[int, ...], window
     for axis, (size, dilation) in enumerate(zip(*window, strict=True)):
         radius = size // 2 * dilation
         reach = (queries.shape[axis] - 1) * queries.stride[axis] + 2 * radius + 1
-        x = x.narrow(2 + axis, queries.origin[axis] - radius, reach)
+        x = x.narrow(2 + axis, queries.offset[axis] - radius, reach)
     return x
 
 

@@ -1,7 +1,7 @@
 """The plain implementation: every similarity at once, then a k-fold copy of the neighbours.
 
-This is the published algorithm, made exact. It needs ``O(B N M + B N k C)`` memory; it is what the other
-implementations are measured against.
+This is the published algorithm, made exact. It needs ``O(B N M + B N k C)`` memory; the others are
+measured against it.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import plan
-from ..precision import wide_dtype, without_autocast
+from .. import _plan as plan
+from .._precision import wide_dtype, without_autocast
 from ..stages import aggregate as slots
 from ..stages import similarity
 from ..types import Gather, Neighbors, Problem, Search
@@ -24,7 +24,7 @@ class Dense(Implementation):
     on_request = True
 
     def why_not(self, problem: Problem) -> str | None:
-        """Return None: it runs everything."""
+        """Return None: it runs every problem."""
         return None
 
     def search(self, problem: Search) -> Neighbors:
@@ -33,19 +33,19 @@ class Dense(Implementation):
             return plan.search_spatial(problem)
         with without_autocast(problem.query.device):
             compared = plan.compared(problem)
-            own = plan.own_index(problem)
-            table = plan.candidate_table(problem, own)
+            self_index = plan.query_positions(problem)
+            table = plan.candidate_table(problem, self_index)
             with torch.no_grad():
-                index = plan.select_neighbors(problem, _scores(problem, compared, table), table, own)
+                index = plan.select_neighbors(problem, _scores(problem, compared, table), table, self_index)
             if not problem.need_similarity:
-                return plan.unweighted(problem, index)
-            pairs = similarity.of_pairs(compared, index, problem.scale, product=_products, distance=_distances)
+                return plan.without_similarity(problem, index)
+            pairs = similarity.pairwise(compared, index, problem.scale, product=_products, distance=_distances)
             return plan.in_slot_order(problem, pairs, index)
 
     def gather(self, problem: Gather, neighbors: Neighbors) -> Tensor:
         """Copy the neighbours k-fold, weight them, and apply every slot's matrix in one product."""
         tokens = slots.take(problem.value, neighbors.index)
-        rho = plan.rho_of(problem, neighbors.similarity)
+        rho = plan.rho_with_dropout(problem, neighbors.similarity)
         if rho is not None:
             tokens = tokens * rho.to(tokens.dtype).unsqueeze(-1)
         mixed = slots.mix_slots(tokens, problem.weight, problem.groups)
@@ -53,7 +53,7 @@ class Dense(Implementation):
 
 
 def _scores(problem: Search, compared: similarity.Compared, table: plan.CandidateTable) -> Tensor:
-    """Return what the ranking is by: ``(B, N, M)``, or ``(B, N, r)``, or ``(B, N, w)``."""
+    """Return the scores to rank by: ``(B, N, M)``, ``(B, N, r)`` or ``(B, N, w)``."""
     keys = table.keys
     if compared.metric in similarity.EUCLIDEAN:
         if keys is None or keys.dim() == 1:
@@ -63,7 +63,7 @@ def _scores(problem: Search, compared: similarity.Compared, table: plan.Candidat
     if keys is not None and keys.dim() == 2:
         return (query.unsqueeze(2) * key[:, keys]).sum(-1)
     key = key if keys is None else key[:, keys]
-    # A product of matrices may round equal columns differently, by where they stand.
+    # A matrix product may round equal columns differently, depending on their position.
     return (query.unsqueeze(2) * key.unsqueeze(1)).sum(-1) if problem.deterministic else query @ key.transpose(1, 2)
 
 

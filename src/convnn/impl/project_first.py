@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import nearest, plan
+from .. import _nearest as nearest
+from .. import _plan as plan
+from .._precision import autocast_dtype
 from ..maps import QueryGrid
 from ..ops import short_softmax
 from ..ops.bags import bag_sum, slot_rows
 from ..ops.sampled import gather_or_zero, query_rows, sampled_mix
 from ..ops.slots import project
-from ..precision import autocast_dtype
 from ..stages import geometry
 from ..types import Blend, Gather, Grid, Neighbors, Problem, Search
 from .base import Implementation
@@ -45,18 +46,18 @@ class ProjectFirst(Implementation):
         return None
 
     def why_not_map(self, problem: Problem) -> str | None:
-        """Return why the padding of a map has to be made, or None where only candidates in it matter."""
+        """Return why the map must be padded, or None if its padding matters only as candidates."""
         search, gather = problem
         if search is None or gather is None or search.geometry is None:
             return "there is no map"
         if isinstance(search.similarity, Blend) or not _takes_indices(search, gather) or gather.groups != 1:
             return "it takes tokens"
         if not search.geometry.queries_are_tokens:
-            return "queries stand in the padding"
+            return "queries are in the padding"
         return None if search.geometry.padding_mode == "zeros" else "the padding is not zeros"
 
     def aggregate(self, search: Search, gather: Gather) -> Tensor:
-        """Search among the candidates, and add up what their projections contribute."""
+        """Search among the candidates, project them, and gather the projections."""
         if not _takes_indices(search, gather):
             neighbors = nearest.neighbors(search)
             others = plan.index_among(neighbors.index[..., 1:], _candidate_keys(search), search.keys)
@@ -67,7 +68,7 @@ class ProjectFirst(Implementation):
         return _mix(search, gather, others, None)
 
     def aggregate_map(self, search: Search, gather: Gather) -> Tensor:
-        """Aggregate on the map as it is: of its padding those tokens are made that are candidates."""
+        """Aggregate on the map as it is; of its padding only candidates are gathered, as zeros."""
         described = search.geometry
         if described is None:
             raise TypeError("geometry")
@@ -75,9 +76,9 @@ class ProjectFirst(Implementation):
         if search.query is search.key:
             x = geometry.view_map(search.key, described.sizes)
             inside = tuple(
-                [start - amount for start, amount in zip(described.queries.origin, described.padding, strict=True)]
+                [start - amount for start, amount in zip(described.queries.offset, described.padding, strict=True)]
             )
-            queries = dataclasses.replace(described.queries, origin=inside)
+            queries = dataclasses.replace(described.queries, offset=inside)
             search = search._replace(query=geometry.to_tokens(geometry.subsample(x, queries)))
         others = nearest.among_tokens(search, gather_or_zero(search.key.detach(), keys))
         out = _mix_map(search, gather, others, described.padding, by_channels=not described.channels_last)
@@ -85,7 +86,7 @@ class ProjectFirst(Implementation):
 
 
 def _takes_indices(search: Search, gather: Gather) -> bool:
-    """Return True if nothing but the indices of the neighbours among the candidates matters."""
+    """Return True if only the indices of the neighbours matter, not their similarities."""
     return search.similarity != "spatial" and gather.weighting == "ones" and not gather.dropout_p
 
 
@@ -106,11 +107,11 @@ def _mix(problem: Search, aggregation: Gather, others: Tensor, neighbors: Neighb
     if weight is None:
         raise TypeError("weight")
     dtype = autocast_dtype(aggregation.value)
-    value, weight = aggregation.value.to(dtype), geometry.gradient_alike(weight).to(dtype)
-    rho = None if neighbors is None else plan.rho_of(aggregation, neighbors.similarity, short_softmax)
+    value, weight = aggregation.value.to(dtype), geometry.match_gradient_layout(weight).to(dtype)
+    rho = None if neighbors is None else plan.rho_with_dropout(aggregation, neighbors.similarity, short_softmax)
     rho = None if rho is None else rho.to(dtype)
     first, rest = weight.split([1, problem.k - 1], dim=2)
-    mixed = _own_slot(_own_values(problem, value), first.squeeze(2), groups)
+    mixed = _self_slot(_self_values(problem, value), first.squeeze(2), groups)
     mixed = mixed if rho is None else mixed * rho[..., :1]
     if problem.k > 1:
         keys = _candidate_keys(problem)
@@ -131,27 +132,27 @@ def _mix_map(
         raise TypeError("weight")
     dtype = autocast_dtype(aggregation.value)
     grid = [size - 2 * amount for size, amount in zip(problem.grid, padding, strict=True)]
-    origin = [start - amount for start, amount in zip(queries.origin, padding, strict=True)]
-    slots = geometry.gradient_alike(weight).to(dtype).permute(2, 0, 1).contiguous()
+    offset = [start - amount for start, amount in zip(queries.offset, padding, strict=True)]
+    slots = geometry.match_gradient_layout(weight).to(dtype).permute(2, 0, 1).contiguous()
     keys = geometry.without_padding(_candidate_keys(problem), problem.grid, padding)
     mixed: Tensor = sampled_mix(
         aggregation.value.to(dtype), slots, None if bias is None else bias.to(dtype), keys, others,
-        [*grid, *queries.shape, *origin, *queries.stride], by_channels,
+        [*grid, *queries.shape, *offset, *queries.stride], by_channels,
     )  # fmt: skip
     return mixed
 
 
-def _own_values(problem: Search, value: Tensor) -> Tensor:
+def _self_values(problem: Search, value: Tensor) -> Tensor:
     """Return the queries' own values ``(B, N, C)``."""
     query_grid = problem.query_index
     if isinstance(query_grid, QueryGrid):
-        return query_rows(value, [*problem.grid, *query_grid.shape, *query_grid.origin, *query_grid.stride]).flatten(
+        return query_rows(value, [*problem.grid, *query_grid.shape, *query_grid.offset, *query_grid.stride]).flatten(
             1, -2
         )
     return value[:, query_grid]
 
 
-def _own_slot(value: Tensor, matrix: Tensor, groups: int) -> Tensor:
+def _self_slot(value: Tensor, matrix: Tensor, groups: int) -> Tensor:
     """Apply one slot's matrix ``(C_out, C_in/groups)`` to ``(B, N, C_in)``."""
     if groups == 1:
         return F.linear(value, matrix)

@@ -29,36 +29,37 @@ def search(problem: Search) -> Neighbors:
 
 
 def _row(problem: Search, query: Tensor, key: Tensor, n: int, b: int) -> tuple[Tensor, Tensor]:
-    own = _own(problem, n)
+    self_index = _self_index(problem, n)
     mask = problem.key_padding_mask
     masked = [] if mask is None else [j for j in range(len(key)) if mask[b, j]]
-    allowed = [j for j in _allowed(problem, own) if j not in masked]
-    chosen: list[int] = []
-    if problem.include_self and own is not None:
-        chosen, allowed = [own], [j for j in allowed if j != own]
-    count = problem.k - len(chosen)
+    allowed = [j for j in _allowed(problem, self_index) if j not in masked]
+    picked: list[int] = []
+    if problem.include_self and self_index is not None:
+        picked, allowed = [self_index], [j for j in allowed if j != self_index]
+    count = problem.k - len(picked)
     if problem.similarity == "spatial":
-        if own is None:
+        if self_index is None:
             raise ValueError("spatial similarity needs the queries' positions")
-        position = _position(own, problem.grid)
+        position = _position(self_index, problem.grid)
         apart = {
-            j: [abs(a - c) for a, c in zip(position, _position(j, problem.grid), strict=True)] for j in [own, *allowed]
+            j: [abs(a - c) for a, c in zip(position, _position(j, problem.grid), strict=True)]
+            for j in [self_index, *allowed]
         }
         nearest = sorted(allowed, key=lambda j: (max(apart[j]), sum(a * a for a in apart[j]), j))[:count]
-        chosen += sorted(nearest)
-        similarity = torch.tensor([-float(max(apart[j])) for j in chosen], dtype=query.dtype, device=query.device)
+        picked += sorted(nearest)
+        similarity = torch.tensor([-float(max(apart[j])) for j in picked], dtype=query.dtype, device=query.device)
     else:
-        values = torch.stack([_similarity(problem, query, key, own, j) for j in [*chosen, *allowed]])
-        order = values[len(chosen) :].detach().sort(descending=True, stable=True).indices[:count]
-        similarity = torch.cat([values[: len(chosen)], values[len(chosen) :][order]])
-        chosen += [allowed[int(position)] for position in order]
+        values = torch.stack([_similarity(problem, query, key, self_index, j) for j in [*picked, *allowed]])
+        order = values[len(picked) :].detach().sort(descending=True, stable=True).indices[:count]
+        similarity = torch.cat([values[: len(picked)], values[len(picked) :][order]])
+        picked += [allowed[int(position)] for position in order]
         if problem.every:
             similarity = torch.cat([similarity, similarity.new_full((len(masked),), -torch.inf)])
-            chosen += masked
-    return similarity, torch.tensor(chosen, device=query.device)
+            picked += masked
+    return similarity, torch.tensor(picked, device=query.device)
 
 
-def _own(problem: Search, n: int) -> int | None:
+def _self_index(problem: Search, n: int) -> int | None:
     if isinstance(problem.query_index, QueryGrid):
         return int(problem.query_index.index(problem.grid, torch.device("cpu"))[n])
     return None if problem.query_index is None else int(problem.query_index[n])
@@ -79,7 +80,7 @@ def _flat(position: tuple[int, ...], grid: tuple[int, ...]) -> int:
     return flat
 
 
-def _allowed(problem: Search, own: int | None) -> list[int]:
+def _allowed(problem: Search, self_index: int | None) -> list[int]:
     """The candidates of one query, in raster order."""
     grid, candidates = problem.grid, problem.candidates
     if isinstance(candidates, Tensor):
@@ -88,11 +89,11 @@ def _allowed(problem: Search, own: int | None) -> list[int]:
         m, g = candidates.margin, candidates.g
         axes = [[m + i * (size - 1 - 2 * m) // max(g - 1, 1) for i in range(g)] for size in grid]
         return [_flat(position, grid) for position in itertools.product(*axes)]
-    if isinstance(candidates, Window) and own is not None:
+    if isinstance(candidates, Window) and self_index is not None:
         size, dilation = candidates.per_axis(len(grid))
         axes = [
             _window(at, s, d, length, candidates.border)
-            for at, s, d, length in zip(_position(own, grid), size, dilation, grid, strict=True)
+            for at, s, d, length in zip(_position(self_index, grid), size, dilation, grid, strict=True)
         ]
         return [_flat(position, grid) for position in itertools.product(*axes)]
     return list(range(math.prod(grid)))
@@ -108,14 +109,14 @@ def _window(at: int, size: int, dilation: int, length: int, border: str) -> list
     return reachable[start : start + size]
 
 
-def _similarity(problem: Search, query: Tensor, key: Tensor, own: int | None, j: int) -> Tensor:
+def _similarity(problem: Search, query: Tensor, key: Tensor, self_index: int | None, j: int) -> Tensor:
     name, q, k = problem.similarity, query, key[j]
     apart = q.new_zeros(())
     if isinstance(name, Blend):
-        if own is None:
+        if self_index is None:
             raise ValueError("a blend needs the queries' positions")
         spread = key.std() + 1e-6 if key.numel() > 1 else key.new_tensor(1e-6)
-        scaled = [(1 - name.lam) * _coordinates(at, problem.grid) for at in (own, j)]
+        scaled = [(1 - name.lam) * _coordinates(at, problem.grid) for at in (self_index, j)]
         if name.feature == "cosine":
             q, k = (torch.cat([name.lam * x / spread, p.to(x)]) for x, p in zip((q, k), scaled, strict=True))
         else:  # by differences: joined first, the coordinates would be rounded before they are compared

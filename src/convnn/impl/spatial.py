@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .. import plan
+from .. import _plan as plan
 from ..types import Neighbors, Problem, Search
 from .base import Implementation
 

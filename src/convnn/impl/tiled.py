@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .. import nearest, plan
+from .. import _nearest as nearest
+from .. import _plan as plan
+from .._precision import autocast_dtype
 from ..ops import short_softmax
 from ..ops.bags import bag_sum
 from ..ops.slots import slot_mix
-from ..precision import autocast_dtype
 from ..types import Gather, Neighbors, Problem, Search
 from .base import Implementation
 
@@ -24,7 +25,7 @@ class Tiled(Implementation):
     keeps_tangents = False
 
     def why_not(self, problem: Problem) -> str | None:
-        """Return None: it runs everything."""
+        """Return None: it runs every problem."""
         return None
 
     def search(self, problem: Search) -> Neighbors:
@@ -33,7 +34,7 @@ class Tiled(Implementation):
 
     def gather(self, problem: Gather, neighbors: Neighbors) -> Tensor:
         """Aggregate the neighbours by weighted sums of rows."""
-        rho = plan.rho_of(problem, neighbors.similarity, short_softmax)
+        rho = plan.rho_with_dropout(problem, neighbors.similarity, short_softmax)
         if problem.weight is None:
             value = problem.value
             mixed: Tensor = bag_sum(value, neighbors.index, None if rho is None else rho.to(value.dtype))

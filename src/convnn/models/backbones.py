@@ -28,20 +28,20 @@ class InputConfig(NamedTuple):
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network that we name.
+    """A named network.
 
     Attributes:
         timm: the name of timm's model that it is built from.
-        layers: what ``layer`` may be.
+        layers: the values of ``layer``.
         arguments: of ``timm.create_model``, beyond timm's own.
-        cifar: the stem for 32 x 32 images: arguments of ``timm.create_model``, or what changes the model afterwards
-            and names the new stem, which is not swapped; None where there is nothing to choose.
-        prepare: changes the model before its layers are swapped; takes the model and ``layer``.
-        finish: changes the model after its layers were swapped.
-        options: of the swapped layers, where they differ from ``convert``'s own; by ``layer``.
-        num_classes: unless told otherwise.
+        cifar: the stem for 32 x 32 images: arguments of ``timm.create_model``, or a function that changes the
+            model and returns the name of the new stem, which is not replaced; None without such a stem.
+        prepare: changes the model before its layers are replaced; takes the model and ``layer``.
+        finish: changes the model after its layers are replaced.
+        options: of the replaced layers, where they differ from ``convert``'s defaults; by ``layer``.
+        num_classes: the default.
         takes: the images, where they are not those of timm's model.
-        pretrained: whether the weights of timm's model have a place in it.
+        pretrained: whether the weights of timm's model fit it.
     """
 
     timm: str
@@ -62,13 +62,13 @@ def _two_by_two(model: nn.Module) -> str:
 
 def _prepare_vgg(model: nn.Module, layer: str | None) -> None:
     surgery.linear_pre_logits(model)
-    surgery.torch_initialisation(model)
+    surgery.torch_initialization(model)
 
 
 def _prepare_vit(model: nn.Module, layer: str | None) -> None:
     surgery.attention_without_biases(model)
     surgery.fixed_positions(model)
-    surgery.torch_initialisation(model)
+    surgery.torch_initialization(model)
 
 
 def _prepare_resnet(model: nn.Module, layer: str | None) -> None:
@@ -76,8 +76,8 @@ def _prepare_resnet(model: nn.Module, layer: str | None) -> None:
         surgery.all_biases(model)
 
 
-# A depthwise 7x7 sees three tokens beyond the border; for a search that many zero tokens only hide the map's own.
-_DEPTHWISE = {layer: {"convnn_padding": 1} for layer in ("blend", "convnn", "hybrid")}
+# A depthwise 7x7 has a padding of three; for a search that many zero tokens only compete with those of the map.
+_DEPTHWISE = {layer: {"candidate_padding": 1} for layer in ("blend", "convnn", "hybrid")}
 
 BACKBONES: dict[str, Backbone] = {
     **{name: Backbone(name, cifar={}) for name in ("vgg11", "vgg13", "vgg16", "vgg19")},
@@ -95,10 +95,10 @@ BACKBONES: dict[str, Backbone] = {
     ),
     "published_vgg11": Backbone(
         "vgg11_bn",
-        # timm's hidden layers, which are replaced, are not to cost 400 MB first.
+        # timm's hidden layers are replaced; made in full they would cost 400 MB first.
         arguments={"mlp_ratio": 1 / 4096, "drop_rate": 0.5},
         prepare=_prepare_vgg,
-        options={"hybrid": {"convnn_padding": 1}},  # whatever the kernel of the other branch
+        options={"hybrid": {"candidate_padding": 1}},  # for every kernel of the other branch
         num_classes=10,
         takes=InputConfig(32, CIFAR_MEAN, CIFAR_STD),
         pretrained=False,
@@ -115,4 +115,4 @@ BACKBONES: dict[str, Backbone] = {
         pretrained=False,
     ),
 }  # fmt: skip
-"""Our names of networks, and how each is made."""
+"""The named networks."""

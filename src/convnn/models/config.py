@@ -1,4 +1,4 @@
-"""What a created model was made from, as a dictionary that makes it again."""
+"""The configuration of a created model: a dictionary of the keywords that build it again."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from .specs import format_candidates, format_similarity
 def config_of(model: nn.Module) -> dict[str, Any]:
     """Return the keywords with which ``create_model`` builds a model of the same architecture, ready for JSON.
 
-    What ``reset_classifier`` changed since is in it; weights are not, nor where they came from. Raises ConvNNError for
-    a model that ``create_model`` did not make, that was converted afterwards, or that was made with options which JSON
-    cannot hold.
+    It has later changes by ``reset_classifier``, but neither weights nor their source. Raises ConvNNError for a model
+    that ``create_model`` did not make, that was converted afterwards, or whose options JSON cannot hold.
 
     >>> from convnn.models import create_model
     >>> model = create_model("small_cnn", num_classes=3, layer="hybrid", k=5)

@@ -49,18 +49,18 @@ def _entry_point(name: str) -> Callable[..., nn.Module]:
     """Make the function that timm calls."""
 
     def build(pretrained: bool = False, **arguments: Any) -> nn.Module:
-        given = {key: value for key, value in arguments.items() if value is not None}
-        saved = _saved(given) if pretrained else {}
-        model: Any = create_model(name, pretrained=pretrained and not saved, **given)
+        keywords = {key: value for key, value in arguments.items() if value is not None}
+        saved = _saved(keywords) if pretrained else {}
+        model: Any = create_model(name, pretrained=pretrained and not saved, **keywords)
         cfg = model.pretrained_cfg
         if name in MODELS:  # timm has no configuration of these to begin with
             cfg = {**default_cfgs[TIMM_PREFIX + name].default.to_dict(), **cfg}
-        # What timm saves is to name the model that it is, not the one that it was built from.
+        # timm saves the name of this model, not of the one that it was built from.
         model.pretrained_cfg = model.default_cfg = {**cfg, "architecture": TIMM_PREFIX + name}
         if saved:
             load_saved(model, saved)
-        made: nn.Module = model
-        return made
+        built: nn.Module = model
+        return built
 
     build.__name__ = build.__qualname__ = TIMM_PREFIX + name
     build.__module__ = __name__

@@ -78,12 +78,12 @@ class PretrainedModel(
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        config_of(model)  # refuses a model that could not be saved, before it is trained
+        config_of(model)  # raises ConvNNError, before training, for a model that could not be saved
         self.model = model
 
     @property
     def convnn_config(self) -> dict[str, Any]:
-        """The inner model's ``config_of``, so that what asks a model what it is gets the answer here too."""
+        """The inner model's ``config_of``, as on the model itself."""
         return config_of(self.model)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -104,8 +104,8 @@ class PretrainedModel(
         strict: bool = True,
         **download: Any,
     ) -> PretrainedModel:
-        found = from_pretrained(model_id, map_location=map_location, dtype=dtype, strict=strict, **download)
-        return cls(found).eval()
+        model = from_pretrained(model_id, map_location=map_location, dtype=dtype, strict=strict, **download)
+        return cls(model).eval()
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """Write the model card: what the model is, and how to load it; ``about`` and ``repo_id`` may be given."""

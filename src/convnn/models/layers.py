@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 from torch import nn
 
-from .. import checks
+from .. import _checks as checks
 from .._convert import convert
+from .._swap import why_kept
 from ..errors import invalid
-from ..swap import why_kept
 from ..types import Blend, Candidates, Similarity
 from .specs import parse_candidates, parse_similarity
 
@@ -19,8 +19,8 @@ _CONVOLUTIONS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
-class Swap:
-    """A preset: what is swapped (``of``), into what (``to``; None changes nothing), and with which options."""
+class Preset:
+    """A preset: the layers to replace (``of``), their replacement (``to``; None: unchanged), and its options."""
 
     to: Literal["convnn", "hybrid"] | None
     of: Literal["convolutions", "attention", "both"]
@@ -29,27 +29,27 @@ class Swap:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-LAYERS: dict[str, Swap] = {
-    "conv": Swap(None, "both", "the convolutions as they are"),
-    "attention": Swap(None, "both", "the attention as it is"),
-    "spatial": Swap(
+LAYERS: dict[str, Preset] = {
+    "conv": Preset(None, "both", "the convolutions as they are"),
+    "attention": Preset(None, "both", "the attention as it is"),
+    "spatial": Preset(
         "convnn",
         "convolutions",
         "ConvNN with spatial neighbours and the convolution's weights: the same function",
         options={"similarity": "spatial", "init": "from_original"},
     ),
-    "blend": Swap(
+    "blend": Preset(
         "convnn",
         "convolutions",
         "ConvNN whose neighbours are near and alike, half and half",
         takes=("k", "candidates", "similarity"),
         options={"similarity": Blend(0.5)},
     ),
-    "convnn": Swap("convnn", "both", "ConvNN: neighbours by features alone", takes=("k", "candidates", "similarity")),
-    "hybrid": Swap(
+    "convnn": Preset("convnn", "both", "ConvNN: neighbours by features alone", takes=("k", "candidates", "similarity")),
+    "hybrid": Preset(
         "hybrid", "both", "both branches, mixed by a 1x1", takes=("k", "branch_ratio", "candidates", "similarity")
     ),
-    "knn": Swap(
+    "knn": Preset(
         "convnn",
         "attention",
         "attention to the k best tokens, with the attention's weights",
@@ -61,7 +61,7 @@ LAYERS: dict[str, Swap] = {
 
 INITS = ("default", "random", "from_original")
 
-# timm's VGG reads its last map by a 7x7 convolution: a classifier's layer, whose kernel sees every token there is.
+# timm's VGG reads its last map by a 7x7 convolution: part of the classifier, whose kernel covers the whole map.
 _NEVER = ("pre_logits.",)
 
 
@@ -80,24 +80,24 @@ def swap_layers(
 ) -> nn.Module:
     """Return a copy of the model with its convolutions or its attention swapped for ``layer``, a name of ``LAYERS``.
 
-    Swapped are attention, and convolutions with a kernel above 1 and stride 1.
+    It replaces attention, and convolutions with a kernel above 1 and stride 1.
 
     Args:
         model: any module.
-        layer: ``"conv"`` and ``"attention"`` swap nothing, and return the model itself.
+        layer: ``"conv"`` and ``"attention"`` return the model itself.
         k: neighbours.
         branch_ratio: the ConvNN's share of a hybrid.
-        candidates: who may be a neighbour, or the words for it (``"random:32"``).
-        similarity: how tokens are compared, or the words for it (``"blend:0.5"``); the layer's own if left out.
-        init: that of ``convnn.convert``; ``"default"`` starts from the original's weights where the layer is named for
-            what it recovers (spatial, knn), and from random ones elsewhere.
+        candidates: the candidate set, or its text form (``"random:32"``).
+        similarity: a similarity, or its text form (``"blend:0.5"``); that of the preset if left out.
+        init: that of ``convnn.convert``; ``"default"`` starts from the original's weights for the exact equivalents
+            (spatial, knn), and from random ones elsewhere.
         keep: names of layers to leave as they are.
         inplace: change ``model`` itself.
-        **options: further ones of ``convnn.convert``. Those named above are left unused by layers that have no such
-            choice (``LAYERS[layer].takes``).
+        **options: further ones of ``convnn.convert``. A preset ignores the options above that are not in
+            ``LAYERS[layer].takes``.
 
     Raises:
-        ConvNNError: an unknown name or option, or a model without anything that could be swapped.
+        ConvNNError: an unknown name or option, or a model without layers to replace.
 
     Example:
         >>> swap_layers(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1)), "hybrid", k=5)[0].convnn.k
@@ -106,28 +106,28 @@ def swap_layers(
     check_layer(layer)
     checks.name("init", init, INITS)
     swap = LAYERS[layer]
-    given: dict[str, Any] = {"k": k, "branch_ratio": branch_ratio, "candidates": parse_candidates(candidates)}
+    arguments: dict[str, Any] = {"k": k, "branch_ratio": branch_ratio, "candidates": parse_candidates(candidates)}
     if similarity is not None:
-        given["similarity"] = _similarity(layer, parse_similarity(similarity))
+        arguments["similarity"] = _similarity(layer, parse_similarity(similarity))
     if swap.to is None:
         if options:
             raise invalid(next(iter(options)), f"none (layer={layer!r} swaps nothing)", "one", "leave it out")
         return model
     attention = attention_types()
-    chosen = {"convolutions": _CONVOLUTIONS, "attention": attention}.get(swap.of, (*_CONVOLUTIONS, *attention))
-    where = partial(_swappable, chosen=chosen, keep=keep)
+    types = {"convolutions": _CONVOLUTIONS, "attention": attention}.get(swap.of, (*_CONVOLUTIONS, *attention))
+    where = partial(_swappable, types=types, keep=keep)
     if not any(where(name, module) for name, module in model.named_modules()):
         what = "convolutions of kernel > 1 and stride 1" if swap.of == "convolutions" else "attention"
         got = f"{layer!r}, but a {type(model).__name__} has no {'layer' if swap.of == 'both' else what} to swap"
         raise invalid("layer", "one that fits the model", got, _other(swap))
-    options = {**swap.options, **{name: value for name, value in given.items() if name in swap.takes}, **options}
+    options = {**swap.options, **{name: value for name, value in arguments.items() if name in swap.takes}, **options}
     if init != "default":
         options["init"] = init
     return convert(model, swap.to, where=where, inplace=inplace, **options)
 
 
 def check_layer(layer: str) -> None:
-    """Raise ConvNNError for what is no name of ``LAYERS``."""
+    """Raise ConvNNError for a name that is not in ``LAYERS``."""
     checks.name("layer", layer, LAYERS)
 
 
@@ -150,12 +150,12 @@ def attention_types() -> tuple[type[nn.Module], ...]:
     return (nn.MultiheadAttention, Attention)
 
 
-def _swappable(name: str, module: nn.Module, chosen: tuple[type[nn.Module], ...], keep: tuple[str, ...]) -> bool:
+def _swappable(name: str, module: nn.Module, types: tuple[type[nn.Module], ...], keep: tuple[str, ...]) -> bool:
     last = isinstance(module, _CONVOLUTIONS) and name.startswith(_NEVER)
-    return isinstance(module, chosen) and name not in keep and not last and not why_kept(module)
+    return isinstance(module, types) and name not in keep and not last and not why_kept(module)
 
 
-def _other(swap: Swap) -> str:
+def _other(swap: Preset) -> str:
     if swap.of == "both":
         return "use another model"
     names = [name for name, other in LAYERS.items() if other.to is not None and other.of not in (swap.of, "both")]

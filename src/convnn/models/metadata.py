@@ -1,4 +1,4 @@
-"""What timm is told of a model: the images that it takes, its last map, its first convolutions."""
+"""Corrections of timm's configuration of a model: its images, its last map, its first convolutions."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from .sizes import run_on_shapes
 _OF_ANOTHER_SIZE = ("test_input_size", "min_input_size", "test_pool_size")
 
 
-def describe_images(model: Any, takes: InputConfig, *, channels: int, resized: bool, own: dict[str, Any]) -> None:
-    """Correct what timm's configuration of a model says of the images and of the last map.
+def describe_images(model: Any, takes: InputConfig, *, channels: int, resized: bool, overrides: dict[str, Any]) -> None:
+    """Correct the images and the last map in timm's configuration of a model.
 
     Args:
-        model: what ``timm.create_model`` built; its layers may be swapped later, which changes no map's size.
-        takes: the images that it is made for.
-        channels: of these.
-        resized: whether its stem is another than timm's, so that every map has another size.
-        own: further entries that are not timm's.
+        model: of ``timm.create_model``; replacing its layers later does not change the size of a map.
+        takes: the images of the model.
+        channels: of the images.
+        resized: whether another stem than timm's changes the size of every map.
+        overrides: further entries that differ from timm's.
     """
     cfg = getattr(model, "pretrained_cfg", None)
     if not isinstance(cfg, dict):
@@ -32,18 +32,18 @@ def describe_images(model: Any, takes: InputConfig, *, channels: int, resized: b
         cfg = {key: value for key, value in cfg.items() if key not in _OF_ANOTHER_SIZE}
         if cfg.get("pool_size") is not None:
             cfg["pool_size"] = last_map(model, channels=channels, size=takes.size)
-    own = {key: value for key, value in own.items() if key in cfg}
-    model.pretrained_cfg = model.default_cfg = {**cfg, **own, "input_size": (channels, takes.size, takes.size)}
+    overrides = {key: value for key, value in overrides.items() if key in cfg}
+    model.pretrained_cfg = model.default_cfg = {**cfg, **overrides, "input_size": (channels, takes.size, takes.size)}
 
 
 def describe_layers(model: Any) -> None:
-    """Correct what timm's configuration of a model says of its first convolutions, once layers are swapped."""
+    """Correct the first convolutions in timm's configuration of a model, after its layers are replaced."""
     cfg = getattr(model, "pretrained_cfg", None)
     if not isinstance(cfg, dict):
         return
     first = first_convolutions(model, cfg.get("first_conv"))
     model.pretrained_cfg = model.default_cfg = {**cfg, "first_conv": first}
-    if isinstance(getattr(model, "_traits", None), dict):  # where timm keeps what a model differs in from its weights
+    if isinstance(getattr(model, "_traits", None), dict):  # timm's record of how a model differs from its weights
         model._traits = {**model._traits, "first_conv": first}
 
 
@@ -58,14 +58,14 @@ def first_convolutions(model: nn.Module, names: Any) -> Any:
     if not names:
         return names
     layers = dict(model.named_modules())
-    found: list[str] = []
+    branches: list[str] = []
     for name in (names,) if isinstance(names, str) else names:
         layer = layers.get(name)
         if isinstance(layer, HybridConvNN1d | HybridConvNN2d | HybridConvNN3d):
-            found += [f"{name}.{branch}" for branch in ("convnn", "conv") if getattr(layer, branch) is not None]
+            branches += [f"{name}.{branch}" for branch in ("convnn", "conv") if getattr(layer, branch) is not None]
         else:
-            found.append(name)
-    return found[0] if len(found) == 1 else tuple(found)
+            branches.append(name)
+    return branches[0] if len(branches) == 1 else tuple(branches)
 
 
 def branches_of(name: str, branch_ratio: float) -> str | tuple[str, str]:
@@ -92,9 +92,9 @@ class _Features(nn.Module):
 
 
 def last_map(model: nn.Module, *, channels: int, size: int) -> tuple[int, int] | None:
-    """Return the height and width of the last feature map of a square image, found without computing anything.
+    """Return the height and width of the last feature map of a square image, computed from shapes alone.
 
-    None for a model that has no such map, or that cannot tell by shapes alone.
+    None for a model that has no such map, or that cannot run on shapes alone.
 
     >>> from .small import SmallConvNet
     >>> last_map(SmallConvNet(), channels=3, size=16)

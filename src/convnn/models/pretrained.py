@@ -22,7 +22,7 @@ from .create import create_model
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT_VERSION = 1
 _KEYS = ("format_version", "convnn_version", "architecture", "eval_seeds")
-# Keywords of create_model that read weights from elsewhere; a file that is loaded is not to ask for that.
+# Keywords of create_model that read weights from elsewhere: not allowed in a file that is loaded.
 _ELSEWHERE = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 _DOWNLOAD = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 
@@ -60,7 +60,7 @@ def save_pretrained(model: nn.Module, folder: str | Path) -> Path:
     with staged(path) as temporary:
         save_file(weights, temporary / WEIGHTS, metadata={"format": "pt"})
         (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        shutil.copymode(temporary / CONFIG, temporary / WEIGHTS)  # safetensors' is the owner's alone
+        shutil.copymode(temporary / CONFIG, temporary / WEIGHTS)  # safetensors' mode is for the owner alone
     return path
 
 
@@ -74,7 +74,7 @@ def from_pretrained(
 ) -> nn.Module:
     """Build the model that ``save_pretrained`` wrote, with its weights, in eval mode.
 
-    An evaluation gives what it gave before, bit for bit on the same machine: random candidates keep their draws.
+    An evaluation gives the same result as before, bit for bit on the same machine: random candidates keep their draws.
 
     Args:
         folder_or_repo_id: the folder, or the id of a model on the Hugging Face hub (``"owner/name"``).
@@ -122,9 +122,9 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
         if tensor.is_meta:
             raise invalid("model", "one with weights", f"{name} on the meta device", "load its weights first")
         plain = tensor.detach().cpu().contiguous()
-        place = plain.untyped_storage().data_ptr()
-        weights[name] = plain.clone() if place in seen else plain
-        seen.add(place)
+        address = plain.untyped_storage().data_ptr()
+        weights[name] = plain.clone() if address in seen else plain
+        seen.add(address)
     return weights
 
 
@@ -135,7 +135,7 @@ def _build(architecture: dict[str, Any]) -> nn.Module:
 
 
 def _check_rebuilds(model: nn.Module, architecture: dict[str, Any]) -> None:
-    """Raise ConvNNError for a model that was changed since it was made: what is saved could not be loaded."""
+    """Raise ConvNNError for a model that was changed after its creation, since it could not be loaded."""
     built = _build(architecture)
     problem = _difference(_shapes(built.state_dict()), _shapes(model.state_dict()))
     if not problem:
@@ -148,7 +148,7 @@ def _check_rebuilds(model: nn.Module, architecture: dict[str, Any]) -> None:
 
 
 def _layers(model: nn.Module) -> dict[str, str]:
-    """Write every layer that finds neighbours; how it runs is no part of what it is."""
+    """Describe every layer that finds neighbours, without its implementation."""
     return {name: re.sub(r", impl='\w+'", "", f"{type(part).__name__}({part.extra_repr()})")
             for name, part in model.named_modules() if isinstance(part, NeighborLayer)}  # fmt: skip
 
@@ -201,7 +201,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def check_config(config: object) -> dict[str, Any]:
-    """Return what ``config.json`` holds, or refuse what ``save_pretrained`` of this version does not write."""
+    """Return the content of ``config.json``; raises ConvNNError if this version does not write such a file."""
     if not isinstance(config, dict) or not isinstance(config.get("architecture"), dict):
         got = "none" if isinstance(config, dict) else type(config).__name__
         fix = "give a folder that save_pretrained wrote"

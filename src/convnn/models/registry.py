@@ -15,7 +15,7 @@ from .named import CONFIGURATIONS
 from .small import SmallConvNet, small_transformer
 
 TIMM_PREFIX = "convnn_"
-"""What our names begin with in timm's registry."""
+"""The prefix of our names in timm's registry."""
 
 
 def _small_cnn(*, num_classes: int, in_channels: int, image_size: int, global_pool: str) -> nn.Module:
@@ -38,16 +38,16 @@ MODEL_CONFIGS: dict[str, dict[str, Any]] = {
     "small_cnn": {**_SMALL, "first_conv": "stem.0", "pool_size": (32, 32)},
     "small_transformer": {**_SMALL, "first_conv": "patch_embed.proj", "fixed_input_size": True},
 }
-"""What timm is to know of them."""
+"""Their configurations, in timm's format."""
 
 
-class Found(NamedTuple):
-    """What a name means.
+class ResolvedName(NamedTuple):
+    """The model of a name.
 
     Attributes:
         name: of the backbone or model, without ``convnn_`` before it.
         timm: of the model that timm builds, its tag included; empty for our own.
-        backbone: how it is made.
+        backbone: the network, and its changes.
         options: of a named configuration.
     """
 
@@ -57,8 +57,8 @@ class Found(NamedTuple):
     options: dict[str, Any]
 
 
-def find_model(name: str) -> Found:
-    """Say what a name means; raises ConvNNError for one that neither we nor timm have.
+def find_model(name: str) -> ResolvedName:
+    """Return the model of a name; raises ConvNNError for one that neither we nor timm have.
 
     >>> find_model("resnet50_hybrid_random32").name, find_model("vit_tiny.augreg_in21k").timm
     ('published_resnet50', 'vit_tiny_patch16_224.augreg_in21k')
@@ -66,10 +66,10 @@ def find_model(name: str) -> Found:
     check_model(name)
     name, options = CONFIGURATIONS.get(name.removeprefix(TIMM_PREFIX), (name.removeprefix(TIMM_PREFIX), {}))
     if name in MODELS:
-        return Found(name, "", Backbone("", pretrained=False), options)
+        return ResolvedName(name, "", Backbone("", pretrained=False), options)
     base, dot, tag = name.partition(".")
     backbone = BACKBONES.get(base, Backbone(base))
-    return Found(name, backbone.timm + dot + tag, backbone, options)
+    return ResolvedName(name, backbone.timm + dot + tag, backbone, options)
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -108,19 +108,19 @@ def check_model(name: str) -> None:
 
 
 def input_config(name: str, image_size: int | None = None, stem: str | None = None) -> InputConfig:
-    """Return what the model called ``name`` takes, at ``image_size`` if one is given.
+    """Return the images that the model called ``name`` takes, at ``image_size`` if one is given.
 
     >>> input_config("small_cnn").size, input_config("resnet18").size, input_config("resnet18", stem="cifar").size
     (32, 224, 32)
     """
-    found = find_model(name)
-    takes = found.backbone.takes
-    if not found.timm:
+    entry = find_model(name)
+    takes = entry.backbone.takes
+    if not entry.timm:
         takes = InputConfig(32)
     elif takes is None:
         import timm
 
-        cfg = timm.get_pretrained_cfg(found.timm)
+        cfg = timm.get_pretrained_cfg(entry.timm)
         takes = InputConfig(224)
         if cfg is not None:
             takes = InputConfig(int(cfg.input_size[-1]), tuple(cfg.mean), tuple(cfg.std))

@@ -1,4 +1,4 @@
-"""Loading what timm saved of a finished model: into one of other classes or input channels, or into a backbone."""
+"""Loading of models that timm saved, also with other classes or input channels, or as a backbone."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ..errors import invalid
 
 
 def load_saved(model: Any, cfg: dict[str, Any]) -> None:
-    """Load the weights of a model that timm saved, in a folder or on the hub, into one whose layers are swapped.
+    """Load the weights of a model that timm saved, in a folder or on the hub, into one whose layers are replaced.
 
     As in timm, a classifier for another number of classes starts from its initialisation, the first convolutions are
-    adapted to other input channels, and a model made with ``features_only`` takes what it has of the weights.
+    adapted to other input channels, and a model made with ``features_only`` loads the weights of its layers.
 
     Args:
         model: of the same layers.
-        cfg: timm's configuration of the saved model, which says where it is.
+        cfg: timm's configuration of the saved model, with its source.
 
     Raises:
         ConvNNError: a first layer has weights that no other number of input channels can take.
@@ -32,33 +32,33 @@ def load_saved(model: Any, cfg: dict[str, Any]) -> None:
     first = [_plain(name) for name in ((names,) if isinstance(names, str) else names)]
 
     def fit(state: dict[str, Tensor], target: nn.Module) -> dict[str, Tensor]:
-        own = {_plain(name): (name, value.shape) for name, value in target.state_dict().items()}
+        weights = {_plain(name): (name, value.shape) for name, value in target.state_dict().items()}
         fitted = {}
         for name, value in state.items():
             key = _plain(name)
-            if key not in own:  # a backbone has no classifier, and not every stage
+            if key not in weights:  # a backbone has no classifier, and not every stage
                 if hasattr(target, "num_classes"):
                     fitted[name] = value
                 continue
-            name, shape = own[key]
+            name, shape = weights[key]
             if value.shape != shape and key.startswith(tuple(f"{layer}_" for layer in first)):
                 value = _adapted(value, shape, name, channels=channels, source=source)
             fitted[name] = value
         return fitted
 
-    # timm is told the channels of the weights as they come out of fit.
+    # The channels are those of the weights after fit.
     cfg = {**cfg, "input_size": (channels, *cfg.get("input_size", (3, 224, 224))[1:])}
     classes = getattr(model, "num_classes", 0)  # a backbone has none
     load_pretrained(model, cfg, num_classes=classes, in_chans=channels, filter_fn=fit)
 
 
 def _plain(name: str) -> str:
-    """Write a weight's name alike in a model and in what timm's ``features_only`` makes of it."""
+    """Return a weight's name in the form that a model and its ``features_only`` version share."""
     return name.removeprefix("model.").removeprefix("graph_module.").replace(".", "_")
 
 
 def _adapted(weight: Tensor, shape: torch.Size, name: str, *, channels: int, source: int) -> Tensor:
-    """Make the weight of ``channels`` input channels of one for ``source``, as timm does; coordinates keep theirs.
+    """Adapt a weight for ``source`` input channels to ``channels``, as timm does; those of coordinates stay.
 
     One channel takes the sum of all, more repeat them, scaled so that their sum stays.
     """
@@ -66,10 +66,10 @@ def _adapted(weight: Tensor, shape: torch.Size, name: str, *, channels: int, sou
     if tuple(shape) != expected or weight.shape[1] < source:
         fix = f"use in_chans={source}"
         raise invalid("in_chans", f"{source}, as the saved {name} of shape {tuple(weight.shape)}", channels, fix)
-    colours, others = weight[:, :source], weight[:, source:]
+    colors, others = weight[:, :source], weight[:, source:]
     if channels == 1:
-        made = colours.sum(1, keepdim=True)
+        adapted = colors.sum(1, keepdim=True)
     else:
         copies = [1, math.ceil(channels / source), *(1 for _ in weight.shape[2:])]
-        made = colours.repeat(copies)[:, :channels] * (source / channels)
-    return torch.cat([made, others], 1)
+        adapted = colors.repeat(copies)[:, :channels] * (source / channels)
+    return torch.cat([adapted, others], 1)

@@ -1,4 +1,4 @@
-"""Whether the layers of a model fit its maps, told before any image is seen."""
+"""Checks of a model's layers against the sizes of its maps, before any image is seen."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ..errors import ConvNNError, invalid
 from ..nn.layer import NeighborLayer
 
 _WIDEST_PADDING = 3
-"""Of the convolutions that are replaced: that of a 7x7 kernel."""
+"""The widest padding of replaced convolutions, of a 7x7 kernel."""
 
 _CHEAP_SLOTS = 1024
-"""Weights of as many are soon made, and then the layer itself tells more precisely what it cannot serve."""
+"""Weights of so many slots are cheap; for them the layer's own error is more precise."""
 
 
 def check_slots(k: object, *, size: int, padding: object = None) -> None:
-    """Refuse a k beyond the tokens of any map of a square image, before weights of so many slots are made.
+    """Raise ConvNNError for a k above the tokens of any map of a square image, before its weights are allocated.
 
-    ``padding`` is the ConvNN's own, if it was given. Smaller maps have fewer: see ``check_sizes``.
+    ``padding`` is the ConvNN's ``candidate_padding``, or None. ``check_sizes`` checks the smaller maps.
 
     >>> check_slots(9, size=32)
     """
@@ -36,10 +36,10 @@ def check_slots(k: object, *, size: int, padding: object = None) -> None:
 
 
 def check_sizes(model: nn.Module, *, channels: int, size: int) -> None:
-    """Run a model on the shape of one square image, without computing anything, so that its layers can refuse it.
+    """Run a model on the shape of one square image, without computing anything, so that its layers check it.
 
     Raises the first layer's ConvNNError, with the layer's name and the image's size. A model that cannot run on shapes
-    alone is left to find out when it runs.
+    alone is not checked.
 
     >>> from convnn import ConvNN2d
     >>> check_sizes(nn.Sequential(ConvNN2d(3, 8, k=17)), channels=3, size=4)
@@ -59,7 +59,7 @@ def check_sizes(model: nn.Module, *, channels: int, size: int) -> None:
     except ConvNNError as error:
         raise ConvNNError(f"{error} (layer {seen[-1]}, images of {size} x {size})") from error
     except (RuntimeError, NotImplementedError):
-        # No kernel for shapes alone, or a fault of the network's own: neither is a k; it shows when it runs.
+        # No kernel for shapes alone, or an error of the network itself: not about k, and raised when it runs.
         return
     finally:
         for hook in hooks:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .. import checks
+from .. import _checks as checks
 from ..errors import invalid, missing_extra
 
 

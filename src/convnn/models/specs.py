@@ -1,4 +1,4 @@
-"""Candidates and similarities in words, for configurations, recipes and the command line; and back."""
+"""The text form of candidates and similarities, for configurations, recipes and the command line."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _KINDS: dict[str, tuple[type[Random] | type[Grid] | type[Window], str]] = {
 def parse_candidates(text: Candidates | str) -> Candidates:
     """Read candidates from words: ``all``, ``random:32``, ``grid:5`` or ``window:7``.
 
-    Further fields follow as ``name=value``: ``random:32,seed=1``, ``grid:5,margin=1``, ``window:7x3,dilation=2``. What
-    is no text is returned as it is. Raises ConvNNError for other words.
+    Further fields follow as ``name=value``: ``random:32,seed=1``, ``grid:5,margin=1``, ``window:7x3,dilation=2``. Other
+    values are returned as they are. Raises ConvNNError for other text.
 
     >>> parse_candidates("random:32"), parse_candidates("window:7,dilation=2")
     (Random(r=32, seed=None, generator=None), Window(size=7, dilation=2, border='clip'))
@@ -41,14 +41,13 @@ def parse_candidates(text: Candidates | str) -> Candidates:
     if value is None or (isinstance(value, tuple) and kind is not Window):
         raise invalid("candidates", f"{name}:NUMBER", repr(text), f"say how many, e.g. {example}")
     allowed = [field.name for field in dataclasses.fields(kind) if field.name != "generator"][1:]
-    given = _fields("candidates", fields, allowed, text)
-    return kind(value, **given)
+    return kind(value, **_fields("candidates", fields, allowed, text))
 
 
 def format_candidates(candidates: Candidates) -> str:
     """Write candidates as the words that ``parse_candidates`` reads.
 
-    Raises ConvNNError for an index tensor and a ``torch.Generator``, which no words can say.
+    Raises ConvNNError for an index tensor and a ``torch.Generator``, which have no text form.
 
     >>> format_candidates(Random(32)), format_candidates(Window((7, 3), dilation=2))
     ('random:32', 'window:7x3,dilation=2')

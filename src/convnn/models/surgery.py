@@ -1,4 +1,4 @@
-"""Changes to timm's models that no keyword of theirs makes: stems for small images, parts of the published networks."""
+"""Changes to timm's models that timm has no keyword for: stems for small images, parts of the published networks."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _feature_info(model: Any) -> list[dict[str, Any]]:
     return rows
 
 
-def torch_initialisation(model: nn.Module) -> None:
+def torch_initialization(model: nn.Module) -> None:
     """Initialise every layer as torch does, not as timm's recipes do."""
     for layer in model.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d | nn.BatchNorm2d | nn.LayerNorm):
@@ -64,7 +64,7 @@ def all_biases(model: nn.Module) -> None:
 
 
 class LinearPreLogits(nn.Module):
-    """The published VGG's hidden layers: 7x7 adaptive pooling, then two linear layers; in place of timm's convolutions.
+    """The published VGG's hidden layers: 7x7 adaptive pooling, then two linear layers, instead of timm's convolutions.
 
     x ``(B, C, H, W)`` -> ``(B, width, 1, 1)``, which timm's head takes.
 
@@ -105,10 +105,10 @@ class DroppedLinear(nn.Linear):
     torch.Size([4, 3])
     """
 
-    def __init__(self, linear: nn.Linear, chance: float) -> None:
+    def __init__(self, linear: nn.Linear, probability: float) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
         self.weight, self.bias = linear.weight, linear.bias
-        self.drop = nn.Dropout(chance)
+        self.drop = nn.Dropout(probability)
         self.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ class DroppedLinear(nn.Linear):
 
 
 def dropout_after_aggregation(model: nn.Module) -> None:
-    """Let the dropout of ConvNN attention fall on what its slots aggregate, not on the neighbours' weights."""
+    """Apply the dropout of ConvNN attention to the output of its slots, not to the neighbours' weights."""
     for layer in model.modules():
         if isinstance(layer, ConvNNAttention) and layer.aggregation != "sum" and layer.attn_drop.p:
             layer.proj = DroppedLinear(layer.proj, layer.attn_drop.p)
@@ -139,9 +139,9 @@ def sinusoids(length: int, width: int) -> Tensor:
     >>> sinusoids(2, 4)[0]
     tensor([0., 1., 0., 1.])
     """
-    place = torch.arange(length, dtype=torch.float32).unsqueeze(1)
+    position = torch.arange(length, dtype=torch.float32).unsqueeze(1)
     rate = 10000.0 ** (-torch.arange(0, width, 2, dtype=torch.float32) / width)
-    return torch.stack([(place * rate).sin(), (place * rate).cos()], dim=2).flatten(1)[:, :width]
+    return torch.stack([(position * rate).sin(), (position * rate).cos()], dim=2).flatten(1)[:, :width]
 
 
 def attention_without_biases(model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""What a layer carries beside its weights and would lose, were it replaced in silence."""
+"""Hooks and parametrisations of a layer, which a replacement would lose."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ _HOOKS = (
 )
 
 
-def refuse_attachments(argument: str, layer: nn.Module) -> None:
-    """Refuse a layer that is lazy, parametrised (weight norm) or hooked."""
+def check_no_attachments(argument: str, layer: nn.Module) -> None:
+    """Raise ConvNNError for a layer that is lazy, parametrised (weight norm) or hooked."""
     name = type(layer).__name__
     if isinstance(layer, LazyModuleMixin):
-        raise invalid(
-            argument, "a layer with its weights", name, "run the model once, so that its lazy layers are made"
-        )
+        fix = "run the model once, so that its lazy layers are made"
+        raise invalid(argument, "a layer with its weights", name, fix)
     if parametrize.is_parametrized(layer):
         fix = "remove the parametrisation (e.g. weight norm) first"
         raise invalid(argument, "a layer without parametrisations", name, fix)

@@ -7,17 +7,17 @@ from typing import Any, Self, Unpack, cast
 import torch
 from torch import Tensor, nn
 
-from .. import checks
-from ..options import build, check_names, names_of, takes
+from .. import _checks as checks
+from .._options import build, check_names, names_of, takes
 from ..types import Choice, Neighbors
 from .from_attention import from_multihead, from_timm
-from .heads import HeadsAttention, check_heads, refuse_attn_mask, reset_children
+from .heads import HeadsAttention, check_heads, check_no_attn_mask, reset_children
 from .layer import check_input
 from .options import HeadsKeywords, HeadsOptions, options_repr
 
 
 def check_arguments(*, attn_head_dim: object, attn_drop: object, proj_drop: object, **flags: object) -> None:
-    """Refuse arguments of timm's ``Attention`` that are no width, no probability or, of all others, no flag."""
+    """Raise ConvNNError for arguments of timm's ``Attention`` of the wrong kind: width, probabilities, flags."""
     if attn_head_dim is not None:
         checks.whole("attn_head_dim", attn_head_dim)
     checks.probability("attn_drop", attn_drop)
@@ -32,7 +32,7 @@ class ConvNNAttention(HeadsAttention):
     ``k=None`` with ``aggregation="sum"`` is standard attention, ``k < N`` with ``"sum"`` k-NN attention (KVT), and
     ``"depthwise"`` weights every slot, by one at the start.
 
-    Takes what timm's ``Attention`` takes, in its order, then the options as keywords.
+    Takes the arguments of timm's ``Attention`` in their order, then the options as keywords.
 
     Args:
         dim: C, the width of a token.
@@ -44,9 +44,9 @@ class ConvNNAttention(HeadsAttention):
         scale_norm: whether the attended tokens are normalised by ``norm_layer``.
         proj_bias: whether the output projection has a bias.
         gated: whether the attended tokens are multiplied by the sigmoid of a projection of the input.
-        attn_drop: the chance that a neighbour is dropped in training.
-        proj_drop: the chance that an output element is dropped in training.
-        norm_layer: what ``qk_norm`` and ``scale_norm`` build; ``nn.LayerNorm`` if left out.
+        attn_drop: the probability that a neighbour is dropped in training.
+        proj_drop: the probability that an output element is dropped in training.
+        norm_layer: the norm of ``qk_norm`` and ``scale_norm``; ``nn.LayerNorm`` if left out.
         device: of the parameters.
         dtype: of the parameters.
         k: neighbours of every query, or None for every token (with ``aggregation="sum"``).
@@ -122,7 +122,7 @@ class ConvNNAttention(HeadsAttention):
         ``aggregation="depthwise"`` ConvNN attention.
 
         Raises:
-            ConvNNError: ``attention`` is no such module, or has parts that self-attention here has not.
+            ConvNNError: ``attention`` is another module, or has parts that this layer does not have.
 
         Example:
             >>> import convnn
@@ -149,10 +149,10 @@ class ConvNNAttention(HeadsAttention):
     ) -> Tensor:
         """Attend within ``(B, N, C)``; ``key_padding_mask`` ``(B, N)`` is True for tokens that are no neighbours.
 
-        ``neighbors``: what ``self.neighbors`` or that of a layer with as many heads returned, their similarities
-        included; nothing is searched.
+        ``neighbors``: the result of ``neighbors`` of this layer, or of another with as many heads; nothing is searched.
+        Their similarities are used too.
         """
-        refuse_attn_mask(attn_mask, is_causal)
+        check_no_attn_mask(attn_mask, is_causal)
         query, key, value = self._heads(x)
         gate = None if self.gate is None else self.gate(x).sigmoid()
         out = self.attend(query, key, value, key_padding_mask, neighbors, dropout_p=self.attn_drop.p, same=True)
@@ -183,8 +183,8 @@ class ConvNNAttention(HeadsAttention):
         return self.q_norm(query), self.k_norm(key), value
 
     def extra_repr(self) -> str:
-        """Write the call that makes this layer (the norms stand below it)."""
-        own = {
+        """Write the call that makes this layer; the norms follow."""
+        shown = {
             "attn_head_dim": (self.head_dim, self.dim // self.num_heads),
             "dim_out": (self.proj.out_features, self.dim),
             "qkv_bias": (self.qkv.bias is not None, False),
@@ -196,5 +196,5 @@ class ConvNNAttention(HeadsAttention):
             "proj_drop": (self.proj_drop.p, 0.0),
             "include_self": (self.include_self, None),
         }
-        call = f"{self.dim}, num_heads={self.num_heads}, k={self.k}" + options_repr(own)
+        call = f"{self.dim}, num_heads={self.num_heads}, k={self.k}" + options_repr(shown)
         return call + self._neighbor_repr(HeadsOptions())

@@ -8,11 +8,11 @@ from typing import Any, ClassVar, Self, Unpack, cast
 import torch
 from torch import Tensor, nn
 
-from .. import checks
+from .. import _checks as checks
+from .._options import build, takes
 from ..errors import invalid
 from ..knn import Call, aggregate, explain, search_with
 from ..maps import MapGeometry, describe_map
-from ..options import build, takes
 from ..stages import geometry
 from ..types import Choice, Neighbors
 from . import kernels
@@ -21,10 +21,10 @@ from .layer import (
     NeighborLayer,
     check_dtype,
     check_input,
+    collapse_repeated,
     init_like_conv,
     option,
     per_axis,
-    simplest,
 )
 from .options import ConvNNKeywords, ConvNNOptions, options_repr
 
@@ -32,18 +32,18 @@ from .options import ConvNNKeywords, ConvNNOptions, options_repr
 class _ConvNN(NeighborLayer):
     """The k nearest tokens of every position of a map, aggregated by one matrix per slot.
 
-    Takes what ``nn.Conv*d`` takes, in its order, with ``k`` in the kernel size's place; of ``dilation`` only 1. The
-    queries are the input's own positions (every ``stride``-th); what ``padding`` adds are candidates, not queries.
+    Takes the arguments of ``nn.Conv*d`` in their order, with ``k`` instead of ``kernel_size`` and ``candidate_padding``
+    instead of ``padding``; ``dilation`` must be 1. The queries are the input's positions (every ``stride``-th).
 
     Args:
         in_channels: C_in.
         out_channels: C_out.
         k: neighbours of every query, itself counted; None (with ``aggregation="sum"``) for every token.
         stride: the distance of the queries, in tokens; one number, or one per axis.
-        padding: tokens added on every side of every axis: numbers, ``"valid"`` (0), or ``"same"`` (with stride 1, and
-            as many as k neighbours fill a window: the radius of that window).
+        candidate_padding: candidates added on every side of every axis, which never change the output's size: numbers,
+            ``"valid"`` (0), or ``"same"`` (with stride 1: the radius of the odd window that k tokens fill).
         dilation: 1; neighbours have no kernel to dilate, but ``Window(size, dilation)`` has gaps.
-        groups: as in ``nn.Conv*d``, and so are ``padding_mode``, ``device`` and ``dtype``.
+        groups: as in ``nn.Conv*d``; so are ``padding_mode``, ``device`` and ``dtype``.
         bias: whether to add a learned ``(C_out,)``.
         similarity: ``"cosine"``, ``"dot"``, ``"sqeuclidean"``, ``"euclidean"``, ``"spatial"`` or ``Blend(lam)``.
         candidates: ``"all"``, ``Random(r)`` (redrawn at every call in training; the draw of ``eval_seed`` in
@@ -53,12 +53,12 @@ class _ConvNN(NeighborLayer):
         weighting: ``"ones"``, ``"identity"`` or ``"softmax"`` of the similarities.
         aggregation: ``"standard"``, ``"depthwise"``, ``"depthwise_separable"`` or ``"sum"``.
         projection: whether queries, keys and values are learned 1x1 projections (without bias) of the input; with
-            ``weighting`` ``"softmax"`` or ``"identity"``, without which queries and keys have no gradient to learn by.
+            ``weighting`` ``"softmax"`` or ``"identity"``; otherwise queries and keys would have no gradient.
         value_coordinates: whether the coordinates are appended to the values (published: aggregation "Loc_Col").
         unshuffle: fold patches of this size into tokens before (1: none).
         shuffle: spread the output over patches of this size after (1: none).
-        query_margin: the first query's distance from the border of the padded map; ``padding`` if left out (the
-            queries are the input's tokens). A kernel's radius makes the output as large as that convolution's.
+        query_margin: the first query's distance from the border of the padded map; ``candidate_padding`` if left out
+            (the queries are the input's tokens). A kernel's radius makes the output as large as that convolution's.
         temperature: the similarities' divisor under ``"softmax"``.
         scale: the factor of ``"dot"``; ``1/sqrt(C_in)`` if left out.
         impl: ``"auto"``, or the implementation to run.
@@ -72,7 +72,7 @@ class _ConvNN(NeighborLayer):
 
     Example:
         >>> import convnn
-        >>> layer = convnn.ConvNN2d(16, 32, k=9, padding=1)
+        >>> layer = convnn.ConvNN2d(16, 32, k=9, candidate_padding=1)
         >>> layer(torch.randn(2, 16, 8, 8)).shape
         torch.Size([2, 32, 8, 8])
     """
@@ -100,7 +100,7 @@ class _ConvNN(NeighborLayer):
         out_channels: int,
         k: int | None = ConvNNOptions.k,
         stride: int | tuple[int, ...] = 1,
-        padding: int | tuple[int, ...] | str = 0,
+        candidate_padding: int | tuple[int, ...] | str = 0,
         dilation: int | tuple[int, ...] = 1,
         groups: int = 1,
         bias: bool = True,
@@ -109,16 +109,20 @@ class _ConvNN(NeighborLayer):
         dtype: torch.dtype | None = None,
         **options: Unpack[ConvNNKeywords],
     ) -> None:
-        super().__init__(build(ConvNNOptions, {"k": k, **options}))
+        given: dict[str, Any] = {"k": k, **options}
+        if "padding" in given:
+            expected = "candidate_padding, which adds candidates (the output has ceil(size / stride) tokens anyway)"
+            raise invalid("padding", expected, given["padding"], "rename it, or leave it out")
+        super().__init__(build(ConvNNOptions, given))
         checks.name("padding_mode", padding_mode, PADDING_MODES)
         check_dtype("dtype", dtype)
         self.in_channels = checks.whole("in_channels", in_channels)
         self.out_channels = checks.whole("out_channels", out_channels)
         self.groups = checks.whole("groups", groups)
         self.stride = per_axis("stride", stride, self.dims, at_least=1)
-        self.padding = kernels.token_padding(padding, self)
+        self.candidate_padding = kernels.candidate_padding(candidate_padding, self)
         self.dilation, self.output_padding = kernels.undilated(dilation, self.dims), (0,) * self.dims
-        margin = self.padding if self.options.query_margin is None else self.options.query_margin
+        margin = self.candidate_padding if self.options.query_margin is None else self.options.query_margin
         self.query_margin = per_axis("query_margin", margin, self.dims, at_least=0)
         self.padding_mode = padding_mode
         self.has_bias = checks.flag("bias", bias) and self.aggregation != "sum"
@@ -132,7 +136,7 @@ class _ConvNN(NeighborLayer):
 
     @classmethod
     def from_conv(cls, conv: nn.Module, *, impl: str = "auto") -> Self:
-        """Make the spatial layer that computes what a convolution computes, with a copy of its weights.
+        """Make the spatial layer that is equal to a convolution, with a copy of its weights.
 
         Args:
             conv: an ``nn.Conv*d`` of as many axes, with an odd kernel; any stride, dilation, groups and padding.
@@ -157,23 +161,23 @@ class _ConvNN(NeighborLayer):
     def forward(self, input: Tensor, neighbors: Neighbors | None = None) -> Tensor:  # noqa: A002  # nn.Conv*d's name
         """Map ``(B, C_in, *grid)`` (or without B) to ``(B, C_out, *grid')``, in the input's memory format.
 
-        ``neighbors``: what ``self.neighbors`` or that of a layer of the same geometry returned; nothing is searched.
+        ``neighbors``: the result of ``neighbors()`` of a layer of the same geometry; nothing is searched.
         """
         unbatched = self._check_input(input)
         x = input.unsqueeze(0) if unbatched else input
-        if self.similarity != "spatial":  # a convolution lays its gradients out by itself
-            x = geometry.gradient_alike(x)
+        if self.similarity != "spatial":  # a convolution sets the layout of its gradients itself
+            x = geometry.match_gradient_layout(x)
         call = self._call(x)
         if neighbors is None:
             y = aggregate(call)
         else:
-            described = cast(MapGeometry, call.geometry)  # of a map, there is one
-            padded = geometry.gradient_alike(geometry.view_map(call.gather.value, described.sizes))
+            described = cast(MapGeometry, call.geometry)  # maps always have one
+            padded = geometry.match_gradient_layout(geometry.view_map(call.gather.value, described.sizes))
             padded = geometry.pad_map(padded, described.padding, described.padding_mode)
             shape = described.queries.shape
             options = self.options.gather(call.gather.groups)
-            found = self._gather(options, geometry.to_tokens(padded), neighbors, math.prod(shape), self.bias)
-            y = geometry.view_map(found, shape)
+            gathered = self._gather(options, geometry.to_tokens(padded), neighbors, math.prod(shape), self.bias)
+            y = geometry.view_map(gathered, shape)
         if self.pointwise is not None:
             y = geometry.view_map(self.pointwise(geometry.to_tokens(y)), y.shape[2:])
         y = geometry.lay_out(geometry.pixel_shuffle(y, self.shuffle), geometry.memory_format_of(x))
@@ -183,12 +187,12 @@ class _ConvNN(NeighborLayer):
         """Return the call of the operator on the tokens of a map ``(B, C_in, *grid)``."""
         x = geometry.pixel_unshuffle(x, self.unshuffle)
         described = describe_map(
-            x.shape[2:], self.padding, self.query_margin, stride=self.stride, padding_mode=self.padding_mode,
+            x.shape[2:], self.candidate_padding, self.query_margin, stride=self.stride, padding_mode=self.padding_mode,
             channels_last=not x.is_contiguous(),
         )  # fmt: skip
         queries = described.queries
-        if self.projection or self.value_coordinates:  # both are computed for the tokens of the padding too
-            x = geometry.pad_map(geometry.token_major(x), self.padding, self.padding_mode)
+        if self.projection or self.value_coordinates:  # both apply to the padded tokens too
+            x = geometry.pad_map(geometry.to_channels_last(x), self.candidate_padding, self.padding_mode)
             described = described.once_padded()
         query = key = value = tokens = geometry.to_tokens(x)
         if self.query_projection is not None and self.key_projection is not None and self.value_projection is not None:
@@ -220,7 +224,7 @@ class _ConvNN(NeighborLayer):
         return search_with(call.search, call.query, call.key, call.k, call.geometry, impl=self._search_impl())
 
     def _check_input(self, x: Tensor) -> bool:
-        """Refuse what the layer cannot take; return whether the batch axis is missing."""
+        """Raise ConvNNError for an input that does not fit; return True if the batch axis is missing."""
         sizes = ", ".join(("length",) if self.dims == 1 else ("depth", "height", "width")[-self.dims :])
         shape = f"(batch, {self.in_channels}, {sizes})"
         ranks = (self.dims + 2, self.dims + 1)
@@ -239,8 +243,8 @@ class _ConvNN(NeighborLayer):
     def extra_repr(self) -> str:
         """Write the call that makes this layer."""
         parts = f"{self.in_channels}, {self.out_channels}, k={self.k}" + options_repr({
-            "stride": (simplest(self.stride), 1),
-            "padding": (simplest(self.padding), 0),
+            "stride": (collapse_repeated(self.stride), 1),
+            "candidate_padding": (collapse_repeated(self.candidate_padding), 0),
             "groups": (self.groups, 1),
             "bias": (self.has_bias, True),
             "include_self": (self.include_self, True if self.similarity != "spatial" else None),
@@ -249,7 +253,7 @@ class _ConvNN(NeighborLayer):
             "unshuffle": (self.unshuffle, 1),
             "shuffle": (self.shuffle, 1),
             "padding_mode": (self.padding_mode, "zeros"),
-            "query_margin": (simplest(self.query_margin), simplest(self.padding)),
+            "query_margin": (collapse_repeated(self.query_margin), collapse_repeated(self.candidate_padding)),
         })  # fmt: skip
         return parts + self._neighbor_repr(ConvNNOptions())
 

@@ -1,4 +1,4 @@
-"""The weights of attention modules, carried into ours."""
+"""Copies of the weights of attention modules in ConvNN layers."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import invalid
-from .attachments import refuse_attachments
+from .attachments import check_no_attachments
 from .layer import check_dtype
 
 
 def is_timm_attention(module: nn.Module) -> bool:
-    """Return True if a module is timm's ``Attention`` itself, told without importing timm."""
+    """Return True if a module is timm's ``Attention`` itself, without importing timm."""
     kind = type(module)
     return kind.__name__ == "Attention" and kind.__module__ in (
         "timm.layers.attention",
@@ -30,7 +30,7 @@ def from_timm(
     if not is_timm_attention(attention):
         fix = "other attention modules compute another function; copy their qkv and proj weights by hand"
         raise invalid("attention", "timm's Attention or an nn.MultiheadAttention", type(attention).__name__, fix)
-    refuse_attachments("attention", attention)
+    check_no_attachments("attention", attention)
     source: Any = attention
     check_dtype("attention", source.qkv.weight.dtype)
     layer: Any = kind(
@@ -40,12 +40,12 @@ def from_timm(
         device=source.qkv.weight.device, dtype=source.qkv.weight.dtype,
         **{"scale": source.scale if options.get("similarity", "dot") == "dot" else None, **options},
     )  # fmt: skip
-    made: nn.Module = layer.train(attention.training)
+    new: nn.Module = layer.train(attention.training)
     for name in ("qkv", "q_norm", "k_norm", "attn_drop", "norm", "gate", "proj", "proj_drop"):
         part = getattr(source, name, None)
-        if part is not None:  # in its own mode: norms may be kept in eval mode while the rest trains
+        if part is not None:  # each part keeps its mode: norms may be in eval mode while the rest trains
             setattr(layer, name, copy.deepcopy(part))
-    return made
+    return new
 
 
 def from_multihead(
@@ -66,7 +66,7 @@ def from_multihead(
 
 
 def copy_parameters(layer: nn.Module, sources: Mapping[str, Tensor | None]) -> None:
-    """Give a layer copies of parameters by name, in their dtype and frozen where they are; without a source, zeros."""
+    """Copy parameters into a layer by name, with their dtype and requires_grad; without a source, zeros."""
     for name, source in sources.items():
         owner, _, leaf = name.rpartition(".")
         module = layer.get_submodule(owner)
@@ -78,20 +78,18 @@ def copy_parameters(layer: nn.Module, sources: Mapping[str, Tensor | None]) -> N
 
 
 def check_multihead(attention: object) -> None:
-    """Refuse what is no ``nn.MultiheadAttention``, or one with extra keys or foreign widths."""
+    """Raise ConvNNError unless a module is an ``nn.MultiheadAttention`` of one width, without extra keys."""
     if not isinstance(attention, nn.MultiheadAttention):
         raise invalid("attention", "an nn.MultiheadAttention", type(attention).__name__, "pass one")
-    refuse_attachments("attention", attention)
+    check_no_attachments("attention", attention)
     if type(attention).forward is not nn.MultiheadAttention.forward:
         fix = "replace it by a plain one first"
         expected = "nn.MultiheadAttention itself, not a subclass with its own forward"
         raise invalid("attention", expected, type(attention).__name__, fix)
     if not attention._qkv_same_embed_dim:
-        raise invalid(
-            "attention", "kdim = vdim = embed_dim", (attention.kdim, attention.vdim), "project keys and values first"
-        )
+        widths, fix = (attention.kdim, attention.vdim), "project keys and values first"
+        raise invalid("attention", "kdim = vdim = embed_dim", widths, fix)
     check_dtype("attention", attention.in_proj_weight.dtype)
     if attention.bias_k is not None or attention.add_zero_attn:
-        raise invalid(
-            "attention", "no add_bias_kv and no add_zero_attn", "one that has them", "append such keys to the input"
-        )
+        fix = "append such keys to the input"
+        raise invalid("attention", "no add_bias_kv and no add_zero_attn", "one that has them", fix)

@@ -1,21 +1,21 @@
-"""What both attention layers share: heads that attend to their k nearest keys."""
+"""The base of both attention layers: heads that attend to their k nearest keys."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from .. import checks
+from .. import _checks as checks
+from .._options import GatherOptions, SearchOptions
 from ..errors import invalid, shown
-from ..knn import Call, aggregate, explain, gather_found, search_with
-from ..options import GatherOptions, SearchOptions
+from ..knn import Call, aggregate, explain, gather_weighted, search_with
 from ..types import Choice, Neighbors
 from .layer import NeighborLayer, check_dtype, init_like_conv
 from .options import HeadsOptions
 
 
 class HeadsAttention(NeighborLayer):
-    """What both attention layers share: heads that attend to their k nearest keys, and the slot weights.
+    """The base of both attention layers: heads that attend to their k nearest keys, and the slot weights.
 
     The slot weights are shared by all heads: ``weight`` is ``(d, 1, k)`` for ``"depthwise"`` (starting at one) and for
     ``"depthwise_separable"`` (followed by ``pointwise``, d to d), ``(d, d, k)`` for ``"standard"``, none for ``"sum"``.
@@ -65,26 +65,26 @@ class HeadsAttention(NeighborLayer):
     ) -> Tensor:
         """Attend from ``(B, H, N, d)`` to ``(B, H, M, d)``, with mask ``(B, M)`` or None; returns ``(B, H, N, d)``.
 
-        With ``neighbors`` ``(B, H, N, k)`` these and their similarities are taken, and nothing is searched; if they are
-        ``weighted``, by a search of this layer's, the similarities are the weights. ``same``: query i is key i.
+        With ``neighbors`` ``(B, H, N, k)`` nothing is searched. ``weighted``: their similarities are the weights, from
+        this layer's own search. ``same``: query i is key i.
         """
         batch, heads, queries, _ = query.shape
         options = self._gather_options(value, dropout_p if self.training else 0.0)
         if neighbors is None:
-            out = aggregate(self._call(query, key, value, mask, options, same=same), own=False)
+            out = aggregate(self._call(query, key, value, mask, options, same=same), writable=False)
         elif weighted:
-            found = Neighbors(*(part.flatten(0, 1) for part in neighbors))
+            per_head = Neighbors(*(part.flatten(0, 1) for part in neighbors))
             impl = self._search_impl()
-            out = gather_found(value.flatten(0, 1), found, self.weight, groups=options.groups, impl=impl)
+            out = gather_weighted(value.flatten(0, 1), per_head, self.weight, groups=options.groups, impl=impl)
         else:
-            given = _flatten_heads(neighbors, batch, heads)
-            out = self._gather(options, value.flatten(0, 1), given, queries)
+            per_head = _flatten_heads(neighbors, batch, heads)
+            out = self._gather(options, value.flatten(0, 1), per_head, queries)
         if self.pointwise is not None:
             out = self.pointwise(out)
         return out.reshape(batch, heads, queries, out.shape[-1])
 
     def explain(self, query: Tensor, key: Tensor, value: Tensor) -> Choice:
-        """Return what ``attend`` would run for heads ``(B, H, N, d)`` without a mask, and why."""
+        """Return the implementation that ``attend`` would run for heads ``(B, H, N, d)`` without a mask, and why."""
         return explain(self._call(query, key, value, None, self._gather_options(value, 0.0), same=True))
 
     def _gather_options(self, value: Tensor, dropout_p: float) -> GatherOptions:
@@ -106,8 +106,8 @@ class HeadsAttention(NeighborLayer):
         """Find each head's neighbours: ``(B, H, N, d)`` and ``(B, H, M, d)`` to ``Neighbors`` of ``(B, H, N, k)``."""
         batch, heads = query.shape[:2]
         options = self._search_of(mask, key, same=same)
-        found = search_with(options, query.flatten(0, 1), key.flatten(0, 1), self.k, impl=self._search_impl())
-        return Neighbors(*(part.unflatten(0, (batch, heads)) for part in found))
+        neighbors = search_with(options, query.flatten(0, 1), key.flatten(0, 1), self.k, impl=self._search_impl())
+        return Neighbors(*(part.unflatten(0, (batch, heads)) for part in neighbors))
 
     def _per_head(self, mask: Tensor | None, key: Tensor) -> Tensor | None:
         if mask is None:
@@ -117,7 +117,7 @@ class HeadsAttention(NeighborLayer):
 
 
 def _flatten_heads(neighbors: Neighbors, batch: int, heads: int) -> Neighbors:
-    """Turn ``(B, H, N, k)`` into ``(B * H, N, k)``, or refuse what is none."""
+    """Flatten neighbours ``(B, H, N, k)`` to ``(B * H, N, k)``; raises ConvNNError for anything else."""
     if not isinstance(neighbors, Neighbors):
         fix = "pass what neighbors() of an attention layer returned"
         raise invalid("neighbors", "a convnn.Neighbors", type(neighbors).__name__, fix)
@@ -136,7 +136,7 @@ def _flatten_heads(neighbors: Neighbors, batch: int, heads: int) -> Neighbors:
 
 
 def check_heads(dim: int, num_heads: int, argument: str = "dim") -> int:
-    """Return the width of a head, or refuse a width that the heads do not divide."""
+    """Return the width of a head; raises ConvNNError if the heads do not divide the width."""
     checks.whole(argument, dim)
     checks.whole("num_heads", num_heads)
     if dim % num_heads:
@@ -145,10 +145,10 @@ def check_heads(dim: int, num_heads: int, argument: str = "dim") -> int:
 
 
 def reset_children(layer: nn.Module) -> None:
-    """Initialise every part that can be, as it does itself."""
+    """Reset the parameters of every part that can."""
     for part in layer.modules():
         if part is not layer and has_reset(part):
-            part.reset_parameters()  # type: ignore[operator]  # asked for above
+            part.reset_parameters()  # type: ignore[operator]  # has_reset checked it
 
 
 def has_reset(part: nn.Module) -> bool:
@@ -156,8 +156,8 @@ def has_reset(part: nn.Module) -> bool:
     return callable(getattr(part, "reset_parameters", None))
 
 
-def refuse_attn_mask(attn_mask: Tensor | None, is_causal: bool) -> None:
-    """Refuse masks per query: a search among differently many keys has no fixed k."""
+def check_no_attn_mask(attn_mask: Tensor | None, is_causal: bool) -> None:
+    """Raise ConvNNError for masks per query: the number of keys would differ by query, but k does not."""
     if attn_mask is not None or is_causal:
         got = "is_causal=True" if is_causal else shown(attn_mask)
         raise invalid("attn_mask", "None", got, "mask whole tokens with key_padding_mask")

@@ -8,22 +8,22 @@ from typing import Any, ClassVar, Unpack
 import torch
 from torch import Tensor, nn
 
-from .. import checks
+from .. import _checks as checks
+from .._options import check_names, names_of, takes
+from .._tracing import Leaf
 from ..errors import invalid
 from ..maps import describe_map
-from ..options import check_names, names_of, takes
 from ..stages import geometry
-from ..tracing import Leaf
 from ..types import Choice, Neighbors
 from . import kernels
 from .convnn import ConvNN1d, ConvNN2d, ConvNN3d
 from .kernels import Conv, kernel_radius, resolve_padding
-from .layer import PADDING_MODES, check_dtype, check_input, per_axis, simplest
-from .options import ConvNNOptions, HybridKeywords, given_repr, options_repr
+from .layer import PADDING_MODES, check_dtype, check_input, collapse_repeated, per_axis
+from .options import ConvNNOptions, HybridKeywords, kwargs_repr, options_repr
 
 
 def branch_share(branch_ratio: float, channels: int) -> int:
-    """Return ``floor(branch_ratio * channels)``, the channels of the ConvNN branch, or refuse the ratio.
+    """Return ``floor(branch_ratio * channels)``, the ConvNN's share; raises ConvNNError outside [0, 1].
 
     >>> branch_share(0.25, 10)
     2
@@ -31,25 +31,25 @@ def branch_share(branch_ratio: float, channels: int) -> int:
     if not 0 <= checks.number("branch_ratio", branch_ratio) <= 1:
         fix = "0 is the convolution (or attention) alone, 1 the ConvNN alone"
         raise invalid("branch_ratio", "a number in [0, 1]", branch_ratio, fix)
-    # 0.29 * 100 is 28.999... in binary: what is a whole number in decimal is not to lose a channel.
+    # 0.29 * 100 is 28.999... in binary; rounding keeps that channel.
     return math.floor(round(branch_ratio * channels, 9))
 
 
 class _HybridConvNN(Leaf):
     """A convolution and a ConvNN, both fed the whole input, concatenated (ConvNN first) and mixed by a 1x1 convolution.
 
-    Drop-in for ``nn.Conv*d``, whose arguments it takes in its order: the same output size for any stride, padding and
-    dilation (an even kernel, which has no centre for the query to stand on, takes ``padding="same"`` with stride 1). Of
-    the C_out channels, ``floor(branch_ratio * C_out)`` are the ConvNN's. With ``groups`` above 1, every output channel
-    sees its own group alone, so the groups are divided between the branches (each branch is fed its groups).
+    Drop-in for ``nn.Conv*d``: same arguments, same order, and the same output size for any stride, padding and
+    dilation. An even kernel has no centre for the query; it needs ``padding="same"`` and stride 1. The ConvNN has
+    ``floor(branch_ratio * C_out)`` of the C_out channels. With ``groups`` above 1, every output channel sees its own
+    group alone, so the groups are divided between the branches (each branch takes the channels of its groups).
 
     Args:
         in_channels: C_in.
         out_channels: C_out.
         kernel_size: of the convolution; even sizes only with ``padding="same"`` and stride 1.
         stride: of both branches.
-        padding: of the map that both branches see; ``"same"`` (the kernel's radius, with any stride), ``"valid"``, or
-            numbers. The default is ``"same"``, not 0.
+        padding: as in ``nn.Conv*d``, it sets the output's size: ``"same"`` (the kernel's radius, with any stride),
+            ``"valid"``, or numbers. The default is ``"same"``, not 0.
         dilation: of the convolution.
         groups: of both branches together.
         bias: whether the branches have a bias (the mix always has one).
@@ -59,7 +59,7 @@ class _HybridConvNN(Leaf):
         k: neighbours of the ConvNN.
         branch_ratio: lambda, the ConvNN's share of the output channels, in [0, 1]; 0 and 1 keep one branch and the mix.
         convnn_bias: whether the ConvNN has one; as ``bias`` if left out.
-        convnn_padding: of the map that the ConvNN finds its neighbours in; as ``padding`` if left out.
+        candidate_padding: as in ``ConvNN*d``, candidates around the map; as ``padding`` if left out.
         **options: of the ConvNN: ``similarity``, ``candidates``, ``aggregation``, ...
 
     Shapes:
@@ -101,12 +101,12 @@ class _HybridConvNN(Leaf):
         *,
         branch_ratio: float = 0.5,
         convnn_bias: bool | None = None,
-        convnn_padding: int | tuple[int, ...] | None = None,
+        candidate_padding: int | tuple[int, ...] | None = None,
         **options: Unpack[HybridKeywords],
     ) -> None:
         super().__init__()
         check_names(options, CONVNN_OPTIONS)
-        checked = ConvNNOptions(**options)  # also where no branch takes them
+        checked = ConvNNOptions(**options)  # also if no branch uses them
         self.in_channels = checks.whole("in_channels", in_channels)
         self.out_channels = checks.whole("out_channels", out_channels)
         self.groups = checks.whole("groups", groups)
@@ -122,7 +122,7 @@ class _HybridConvNN(Leaf):
         share = branch_share(branch_ratio, out_channels)
         radius = kernel_radius(self.kernel_size, self.dilation)
         self.padding = resolve_padding(padding, radius)
-        self.convnn_padding, margin = kernels.convnn_padding(self.padding, radius, convnn_padding)
+        self.candidate_padding, margin = kernels.padding_and_margin(self.padding, radius, candidate_padding)
         self.convnn_groups = self._divide_groups(share)
         shared: dict[str, Any] = {"stride": self.stride, "padding_mode": padding_mode, "device": device,
                                   "dtype": dtype}  # fmt: skip
@@ -130,35 +130,35 @@ class _HybridConvNN(Leaf):
         conv_channels = in_channels if groups == 1 else in_channels - self.convnn_channels
         self.conv = self.convnn = None
         patches = self._takes_patches(checked)
-        self._options = given_repr({name: v for name, v in options.items() if name != "k"})
+        self._options = kwargs_repr({name: v for name, v in options.items() if name != "k"})
         if share:
             self.convnn = self.convnn_type(
                 self.convnn_channels, share, groups=self.convnn_groups if groups > 1 else 1,
-                bias=branch_bias, padding=self.convnn_padding,
+                bias=branch_bias, candidate_padding=self.candidate_padding,
                 query_margin=None if patches else margin, **shared, **options,
             )  # fmt: skip
         if share < out_channels:
             convolution: Any = self.conv_type
             self.conv = convolution(
                 conv_channels, out_channels - share, self.kernel_size, dilation=self.dilation, bias=bias,
-                padding=self.padding if self._has_centre() else "same",
+                padding=self.padding if self._has_center() else "same",
                 groups=max(groups - self.convnn_groups, 1) if groups > 1 else 1, **shared,
             )  # fmt: skip
         self.mix = self.conv_type(out_channels, out_channels, 1, device=device, dtype=dtype)
 
     def _kernel(self, kernel_size: object, padding: object) -> tuple[int, ...]:
-        """Return the kernel per axis, or refuse an even one where the outputs would not stand on the input's tokens."""
+        """Return the kernel per axis; raises ConvNNError for an even one without ``padding="same"`` and stride 1."""
         kernel = per_axis("kernel_size", kernel_size, self.dims, at_least=1)
         if any(size % 2 == 0 for size in kernel) and (padding != "same" or set(self.stride) != {1}):
             expected = "odd sizes (the query is the kernel's centre), or even ones with padding='same' and stride 1"
             raise invalid("kernel_size", expected, kernel, "use an odd kernel")
         return kernel
 
-    def _has_centre(self) -> bool:
+    def _has_center(self) -> bool:
         return all(size % 2 for size in self.kernel_size)
 
     def _divide_groups(self, share: int) -> int:
-        """Return how many of the groups are the ConvNN's, or refuse a ratio that cuts a group."""
+        """Return the number of groups of the ConvNN; raises ConvNNError for a ratio that cuts a group."""
         if self.groups == 1:
             return 0
         if self.in_channels % self.groups or self.out_channels % self.groups:
@@ -172,7 +172,7 @@ class _HybridConvNN(Leaf):
         return share // size
 
     def _takes_patches(self, options: ConvNNOptions) -> bool:
-        """Return True if the ConvNN's tokens are patches, or refuse those with which its output has another size."""
+        """Return True if the ConvNN's tokens are patches; raises ConvNNError if its output would have another size."""
         patches = options.unshuffle != 1 or options.shuffle != 1
         same_size = set(self.stride) == {1} and self.padding == kernel_radius(self.kernel_size, self.dilation)
         if patches and not (same_size and options.unshuffle == options.shuffle):
@@ -183,12 +183,12 @@ class _HybridConvNN(Leaf):
     def forward(self, input: Tensor, neighbors: Neighbors | None = None) -> Tensor:  # noqa: A002  # nn.Conv*d's name
         """Map ``(B, C_in, *grid)`` (or without B) to ``(B, C_out, *grid')``.
 
-        ``neighbors``: what the ConvNN branch is to aggregate, found before by ``neighbors()`` of a layer like this one.
+        ``neighbors``: for the ConvNN branch, the result of ``neighbors()`` of a layer like this one.
         """
         x = input
         self._check_input(x)
         channel = x.dim() - self.dims - 1
-        x = x if self.groups == 1 else geometry.gradient_alike(x)  # the gradient of a part would be contiguous
+        x = x if self.groups == 1 else geometry.match_gradient_layout(x)  # the gradient of a part would be contiguous
         branches = []
         if self.convnn is not None:
             branches.append(self.convnn(self._near(x), neighbors))
@@ -222,29 +222,29 @@ class _HybridConvNN(Leaf):
         ranks = (self.dims + 2, self.dims + 1)
         check_input(x, self, shape=shape, ranks=ranks, axis=-1 - self.dims, channels=self.in_channels)
         radius = kernel_radius(self.kernel_size, self.dilation)
-        # Refuses a map that is too small.
+        # It raises ConvNNError for a map that is too small.
         describe_map(x.shape[-self.dims :], self.padding, radius, stride=self.stride)
 
     def extra_repr(self) -> str:
         """Write the call that makes this layer; the branches follow."""
-        call = f"{self.in_channels}, {self.out_channels}, kernel_size={simplest(self.kernel_size)}, k={self.k}"
+        call = f"{self.in_channels}, {self.out_channels}, kernel_size={collapse_repeated(self.kernel_size)}, k={self.k}"
         same = kernel_radius(self.kernel_size, self.dilation)
-        padding = "same" if self.padding == same else simplest(self.padding)
-        own = {
+        padding = "same" if self.padding == same else collapse_repeated(self.padding)
+        shown = {
             "branch_ratio": (self.branch_ratio, None),
-            "stride": (simplest(self.stride), 1),
+            "stride": (collapse_repeated(self.stride), 1),
             "padding": (padding, "same"),
-            "dilation": (simplest(self.dilation), 1),
+            "dilation": (collapse_repeated(self.dilation), 1),
             "groups": (self.groups, 1),
             "bias": (self.bias, True),
             "convnn_bias": (self.convnn_bias, None),
-            "convnn_padding": (simplest(self.convnn_padding), simplest(self.padding)),
+            "candidate_padding": (collapse_repeated(self.candidate_padding), collapse_repeated(self.padding)),
             "padding_mode": (self.padding_mode, "zeros"),
         }
-        return call + options_repr(own) + self._options
+        return call + options_repr(shown) + self._options
 
 
-# What a hybrid takes besides its own: the ConvNN's options, less what the kernel decides.
+# The options of a hybrid's ConvNN branch; the kernel decides the query margin.
 CONVNN_OPTIONS = names_of(ConvNNOptions) - {"query_margin"}
 
 

@@ -8,16 +8,16 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from .. import checks
+from .. import _checks as checks
+from .._options import build, takes
+from .._tracing import Leaf
 from ..errors import invalid
-from ..options import build, takes
-from ..tracing import Leaf
 from ..types import Choice, Neighbors
 from .attention import ConvNNAttention, check_arguments
-from .heads import refuse_attn_mask
+from .heads import check_no_attn_mask
 from .hybrid import branch_share
 from .layer import check_dtype, check_input
-from .options import HeadsKeywords, HeadsOptions, given_repr, options_repr
+from .options import HeadsKeywords, HeadsOptions, kwargs_repr, options_repr
 
 PARTNERS = ("attention", "conv")
 
@@ -25,9 +25,9 @@ PARTNERS = ("attention", "conv")
 class HybridAttention(Leaf):
     """ConvNN attention on ``floor(branch_ratio * C)`` channels, attention or a convolution on the rest, and a mix.
 
-    Unlike the convolutional hybrid, whose branches both see every channel, the channels are split.
+    The channels are split; in the convolutional hybrid both branches see all of them.
     The outputs are concatenated, ConvNN's first, and mixed by a linear layer with bias. Drop-in for timm's
-    ``Attention``, whose arguments it takes in its order.
+    ``Attention``: same arguments, same order.
 
     Args:
         dim: C, the width of a token.
@@ -88,19 +88,19 @@ class HybridAttention(Leaf):
         **options: Unpack[HeadsKeywords],
     ) -> None:
         super().__init__()
-        checked = build(HeadsOptions, options)  # also where no branch takes them
+        checked = build(HeadsOptions, options)  # also if no branch uses them
         checks.name("partner", partner, PARTNERS)
         self.dim, self.branch_ratio, self.partner = checks.whole("dim", dim), branch_ratio, partner
         self.share = branch_share(branch_ratio, dim)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        own: dict[str, Any] = {"attn_head_dim": attn_head_dim, "qkv_bias": qkv_bias, "qk_norm": qk_norm,
+        shared: dict[str, Any] = {"attn_head_dim": attn_head_dim, "qkv_bias": qkv_bias, "qk_norm": qk_norm,
                                "scale_norm": scale_norm, "proj_bias": proj_bias, "gated": gated,
                                "attn_drop": attn_drop, "proj_drop": proj_drop}  # fmt: skip
-        check_arguments(**own)
+        check_arguments(**shared)
         check_dtype("dtype", dtype)
         if qk_norm:
             checked.check_trains("qk_norm")
-        attention: dict[str, Any] = {**own, "norm_layer": norm_layer, **factory}
+        attention: dict[str, Any] = {**shared, "norm_layer": norm_layer, **factory}
         rest = dim - self.share
         self.kernel_size = checks.whole("kernel_size", kernel_size)
         if kernel_size % 2 == 0:
@@ -108,11 +108,11 @@ class HybridAttention(Leaf):
         self._check_split(num_heads, attn_head_dim)
         self.num_heads, self.k = num_heads, checked.k
         defaults = inspect.signature(ConvNNAttention).parameters
-        self._branches = {name: (value, defaults[name].default) for name, value in own.items()}
+        self._branches = {name: (value, defaults[name].default) for name, value in shared.items()}
         self.convnn = None
         if self.share:
             self.convnn = ConvNNAttention(self.share, num_heads, **attention, **options)
-        self._options = given_repr({name: value for name, value in options.items() if name != "k"})
+        self._options = kwargs_repr({name: value for name, value in options.items() if name != "k"})
         self.attention: ConvNNAttention | None = None
         self.conv: nn.Conv1d | None = None
         if rest and partner == "attention":
@@ -124,7 +124,7 @@ class HybridAttention(Leaf):
 
     def _check_split(self, num_heads: int, head_dim: int | None) -> None:
         heads = checks.whole("num_heads", num_heads)
-        if head_dim is not None:  # then no head's width is a part of the branch's
+        if head_dim is not None:  # the width of a head does not depend on the branch's
             return
         rest = self.dim - self.share if self.partner == "attention" else 0
         if self.share % heads or rest % heads:
@@ -143,9 +143,9 @@ class HybridAttention(Leaf):
     ) -> Tensor:
         """Map ``(B, N, C)`` to ``(B, N, dim_out)``; ``key_padding_mask`` ``(B, N)`` is True for tokens to leave out.
 
-        ``neighbors``: what the ConvNN branch is to attend to, found before by ``neighbors()`` of a layer like this one.
+        ``neighbors``: for the ConvNN branch, the result of ``neighbors()`` of a layer like this one.
         """
-        refuse_attn_mask(attn_mask, is_causal)
+        check_no_attn_mask(attn_mask, is_causal)
         self._check_input(x)
         if key_padding_mask is not None:
             checks.key_padding_mask(key_padding_mask, x)
@@ -180,10 +180,10 @@ class HybridAttention(Leaf):
 
     def extra_repr(self) -> str:
         """Write the call that makes this layer; the branches follow."""
-        own: dict[str, tuple[object, object]] = {
+        shown: dict[str, tuple[object, object]] = {
             "dim_out": (self.mix.out_features, self.dim),
             "partner": (self.partner, "attention"),
             "kernel_size": (self.kernel_size, 3),
         }
         call = f"{self.dim}, num_heads={self.num_heads}, k={self.k}, branch_ratio={self.branch_ratio}"
-        return call + options_repr({**own, **self._branches}) + self._options
+        return call + options_repr({**shown, **self._branches}) + self._options

@@ -1,4 +1,4 @@
-"""A layer that finds neighbours, and what all such layers check and initialise alike."""
+"""The base of layers with neighbours, and the checks and initialisations that they share."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import checks
+from .. import _checks as checks
+from .._options import GatherOptions, SearchOptions
+from .._precision import autocast_is_on
+from .._tracing import Leaf, dense
 from ..errors import invalid, shown
 from ..knn import gather_with
-from ..options import GatherOptions, SearchOptions
-from ..precision import autocast_is_on
-from ..tracing import Leaf, dense
 from ..types import Candidates, Neighbors, Random, Similarity, Weighting
-from .options import LayerOptions, Positions, given_repr, options_repr
+from .options import LayerOptions, Positions, kwargs_repr, options_repr
 
 SEED_KEY = "evaluation_seed"
-"""What a state dict calls the seed of a layer's random candidates in evaluation."""
+"""The key, in a state dict, of the seed of a layer's random candidates in evaluation."""
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 _SEEDS = itertools.count()
 
 
 def option(name: str, *, fixed: bool = False) -> Any:
-    """Return an attribute for one of a layer's options: set, it checks all options, or is refused if ``fixed``."""
+    """Return a property for one of a layer's options; setting it checks all, or raises ConvNNError if ``fixed``."""
 
     def get(layer: NeighborLayer) -> Any:
         return getattr(layer.options, name)
 
     def put(layer: NeighborLayer, value: object) -> None:
         if fixed:
-            made = repr(getattr(layer.options, name))
-            raise invalid(name, f"{made}, which the layer was made with", value, "make another layer")
+            current = repr(getattr(layer.options, name))
+            raise invalid(name, f"{current}, which the layer was made with", value, "make another layer")
         changed: dict[str, Any] = {name: value}
         layer.options = dataclasses.replace(layer.options, **changed)
 
@@ -64,13 +64,13 @@ class NeighborLayer(Leaf):
         self.eval_seed = next(_SEEDS)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        """Save which candidates an evaluation draws, beside the weights."""
+        """Save the seed of the candidates of evaluations, beside the weights."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if isinstance(self.candidates, Random):
             destination[prefix + SEED_KEY] = torch.tensor(self.eval_seed, device="cpu")
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Load which candidates an evaluation draws, if that was saved."""
+        """Load the seed of the candidates of evaluations, if it was saved."""
         seed = state_dict.get(prefix + SEED_KEY)
         if isinstance(seed, Tensor) and not seed.is_meta:
             self.eval_seed = int(seed)
@@ -79,7 +79,7 @@ class NeighborLayer(Leaf):
 
     @property
     def candidates(self) -> Candidates:
-        """Who may be a neighbour; positions as a tensor ``(r,)`` on the CPU."""
+        """The candidate set; positions as a tensor ``(r,)`` on the CPU."""
         kept = self.options.candidates
         return torch.tensor(kept.numbers, dtype=torch.int64, device="cpu") if isinstance(kept, Positions) else kept
 
@@ -88,20 +88,20 @@ class NeighborLayer(Leaf):
         self.options = dataclasses.replace(self.options, candidates=value)
 
     def _search_options(self, **of_input: Any) -> SearchOptions:
-        """Return the options of a search in this mode, with those that come with an input."""
+        """Return the options of a search in this mode, with those of an input."""
         candidates = self.candidates
         if isinstance(candidates, Random) and not self.training:
             candidates = dataclasses.replace(candidates, seed=self.eval_seed, generator=None)
         return self.options.search(candidates, **of_input)
 
     def _search_impl(self) -> str:
-        """Return the implementation for half of the operator, which those of the whole cannot run."""
+        """Return the implementation for a search or an aggregation alone, which some implementations cannot run."""
         return self.impl if self.impl in ("reference", "dense", "tiled") else "auto"
 
     def _gather(
         self, options: GatherOptions, value: Tensor, neighbors: Neighbors, queries: int, bias: Tensor | None = None
     ) -> Tensor:
-        """Aggregate neighbours that were found before, by this layer or another: ``(B, queries, k)`` of the values."""
+        """Aggregate neighbours ``(B, queries, k)`` of an earlier search, by this layer or another."""
         if isinstance(neighbors, Neighbors) and isinstance(neighbors.index, Tensor) and neighbors.index.dim() == 3:
             expected, got = (queries, self.k), tuple(neighbors.index.shape[1:])
             if got[0] != queries or self.k not in (None, got[1]):
@@ -116,11 +116,11 @@ class NeighborLayer(Leaf):
         changed = {name: (getattr(self, name), getattr(default, name)) for name in names}
         if positions:
             del changed["candidates"]
-        return given_repr({"candidates": self.candidates} if positions else {}) + options_repr(changed)
+        return kwargs_repr({"candidates": self.candidates} if positions else {}) + options_repr(changed)
 
 
 def check_dtype(argument: str, dtype: object) -> None:
-    """Refuse a dtype of parameters that no layer computes in; None stands for torch's default."""
+    """Raise ConvNNError for a dtype that no layer computes in; None means torch's default."""
     if dtype not in (None, torch.float16, torch.bfloat16, torch.float32, torch.float64):
         expected = "parameters of torch.float16, bfloat16, float32 or float64"
         raise invalid(argument, expected, shown(dtype), "convert it, or leave it as it is")
@@ -134,13 +134,13 @@ def per_axis(argument: str, value: object, dims: int, *, at_least: int) -> tuple
     return tuple(checks.whole(argument, number, at_least=at_least) for number in values)
 
 
-def simplest(values: tuple[int, ...]) -> int | tuple[int, ...]:
+def collapse_repeated(values: tuple[int, ...]) -> int | tuple[int, ...]:
     """Write one number for equal numbers per axis, for reprs."""
     return values[0] if len(set(values)) == 1 else values
 
 
 def aggregation_groups(aggregation: str, groups: int, *, value: int, out: int) -> int:
-    """Return the groups in which ``value`` channels are aggregated to ``out``, or refuse what does not divide."""
+    """Return the groups that aggregate ``value`` channels to ``out``; raises ConvNNError if they do not divide."""
     if aggregation == "standard":
         if value % groups or out % groups:
             expected = f"a divisor of the values' {value} channels and of the {out} outputs"
@@ -158,7 +158,7 @@ def aggregation_groups(aggregation: str, groups: int, *, value: int, out: int) -
 
 
 def init_like_conv(weight: Tensor, bias: Tensor | None) -> None:
-    """Initialise slot weights ``(C_out, C_in/groups, k)`` and bias as ``nn.Conv*d`` initialises its own."""
+    """Initialise slot weights ``(C_out, C_in/groups, k)`` and bias as ``nn.Conv*d`` does."""
     nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
     fan_in = weight.shape[1] * weight.shape[2]
     if bias is not None and fan_in:
@@ -175,7 +175,7 @@ def check_input(
     channels: int,
     argument: str = "input",
 ) -> Tensor:
-    """Return an input, or refuse one that has not the rank, the channels or the dtype that the layer works on."""
+    """Return an input; raises ConvNNError unless it has the rank, channels, dtype and device of the layer."""
     name = type(layer).__name__
     if not isinstance(x, Tensor):
         raise invalid(argument, f"a tensor {shape}", type(x).__name__, "pass a torch.Tensor")

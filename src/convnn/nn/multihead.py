@@ -7,14 +7,14 @@ from typing import Any, Self, Unpack
 import torch
 from torch import Tensor, nn
 
-from .. import checks
+from .. import _checks as checks
+from .._options import build, check_names, names_of, takes
+from .._precision import search_dtype
+from .._tracing import readable
 from ..errors import invalid, shown
-from ..options import build, check_names, names_of, takes
-from ..precision import search_dtype
-from ..tracing import readable
 from ..types import Blend, Neighbors, Window
 from .from_attention import check_multihead, copy_parameters
-from .heads import HeadsAttention, check_heads, refuse_attn_mask, reset_children
+from .heads import HeadsAttention, check_heads, check_no_attn_mask, reset_children
 from .layer import check_input
 from .options import HeadsKeywords, HeadsOptions, options_repr
 
@@ -22,16 +22,16 @@ from .options import HeadsKeywords, HeadsOptions, options_repr
 class ConvNNMultiheadAttention(HeadsAttention):
     """Attention to the k most similar keys, with the call, parameters and state-dict of ``nn.MultiheadAttention``.
 
-    Takes what ``nn.MultiheadAttention`` takes, in its order, then the options as keywords.
+    Takes the arguments of ``nn.MultiheadAttention`` in their order, then the options as keywords.
 
     Args:
         embed_dim: C.
         num_heads: H.
-        dropout: the chance that a neighbour is dropped in training.
+        dropout: the probability that a neighbour is dropped in training.
         bias: whether the projections have a bias.
-        add_bias_kv: False: a learned key that every query sees is no neighbour.
+        add_bias_kv: False; a learned key that every query sees is not a neighbour.
         add_zero_attn: False, likewise.
-        kdim: C, or None for it; keys of another width are to be projected first.
+        kdim: C, or None for it; project keys of another width first.
         vdim: C, or None for it.
         batch_first: whether tokens are ``(B, N, C)`` rather than ``(N, B, C)``.
         device: of the parameters.
@@ -50,7 +50,7 @@ class ConvNNMultiheadAttention(HeadsAttention):
         torch.Size([1, 4, 8])
     """
 
-    # nn.TransformerEncoderLayer would otherwise read in_proj_weight and run dense attention in its place.
+    # Otherwise nn.TransformerEncoderLayer reads in_proj_weight and runs dense attention instead of this layer.
     _qkv_same_embed_dim = False
     in_proj_bias: nn.Parameter | None
 
@@ -131,12 +131,11 @@ class ConvNNMultiheadAttention(HeadsAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """Attend from query ``(B, N, C)`` to key and value ``(B, M, C)`` (or ``(N, B, C)``, or unbatched ``(N, C)``).
 
-        Returns the attended tokens and, if ``need_weights``, the weights ``(B, N, M)`` that they were made with,
-        dropout included: zero for all but the k neighbours; per head ``(B, H, N, M)`` unless averaged. As in
-        ``nn.MultiheadAttention`` the fastest kernels run, and second derivatives of ``k=None`` are missing, where they
-        are not needed.
+        Returns the attended tokens and, if ``need_weights``, their weights ``(B, N, M)``, dropout included: zero for
+        all but the k neighbours; per head ``(B, H, N, M)`` unless averaged. As in ``nn.MultiheadAttention``, without
+        ``need_weights`` the fastest kernels run, and second derivatives of ``k=None`` are missing.
         """
-        refuse_attn_mask(attn_mask, is_causal)
+        check_no_attn_mask(attn_mask, is_causal)
         same = query is key
         self._check_inputs(query, key, value, same=same)
         mask = boolean_mask(key_padding_mask)
@@ -170,7 +169,7 @@ class ConvNNMultiheadAttention(HeadsAttention):
         return (None, None, None) if bias is None else bias.chunk(3)
 
     def _check_inputs(self, query: object, key: object, value: object, *, same: bool) -> None:
-        """Refuse queries, keys and values that do not fit the layer or one another."""
+        """Raise ConvNNError if queries, keys and values do not fit the layer or one another."""
         batch, length = (0, 1) if self.batch_first else (1, 0)
         order = "batch, tokens" if self.batch_first else "tokens, batch"
         shape = f"({order}, {self.embed_dim}) or (tokens, {self.embed_dim})"
@@ -188,10 +187,10 @@ class ConvNNMultiheadAttention(HeadsAttention):
         if keys != values:
             raise invalid("value", f"{keys} tokens as in key", values, "give one value per key")
         if not same:
-            self._refuse_positions()
+            self._check_no_positions_needed()
 
-    def _refuse_positions(self) -> None:
-        """Refuse options that need to know where a query stands among the keys."""
+    def _check_no_positions_needed(self) -> None:
+        """Raise ConvNNError for options that need the queries' positions among the keys."""
         for name, value, needs in (
             ("similarity", self.similarity, self.similarity == "spatial" or isinstance(self.similarity, Blend)),
             ("candidates", self.candidates, isinstance(self.candidates, Window)),
@@ -204,7 +203,7 @@ class ConvNNMultiheadAttention(HeadsAttention):
     def _attend_and_weigh(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, same: bool
     ) -> tuple[Tensor, Tensor]:
-        """Search and weight once: what is attended ``(B, H, N, d)``, and the weights that made it ``(B, H, N, M)``."""
+        """Search and weight once: return the attended tokens ``(B, H, N, d)`` and their weights ``(B, H, N, M)``."""
         every = self.k is None and not isinstance(self.candidates, Window)
         if mask is not None:
             checks.key_padding_mask(mask, key.transpose(1, 2))
@@ -235,18 +234,18 @@ class ConvNNMultiheadAttention(HeadsAttention):
 
     def extra_repr(self) -> str:
         """Write the call that makes this layer."""
-        own = {
+        shown = {
             "dropout": (self.dropout, 0.0),
             "bias": (self.in_proj_bias is not None, True),
             "batch_first": (self.batch_first, False),
             "include_self": (self.include_self, None),
         }
-        call = f"{self.embed_dim}, num_heads={self.num_heads}, k={self.k}" + options_repr(own)
+        call = f"{self.embed_dim}, num_heads={self.num_heads}, k={self.k}" + options_repr(shown)
         return call + self._neighbor_repr(HeadsOptions())
 
 
 def boolean_mask(mask: Tensor | None) -> Tensor | None:
-    """Turn torch's additive form of a mask (0 to keep, -inf to leave out) into a boolean one; others pass."""
+    """Convert torch's additive masks (0 to keep, -inf to leave out) to boolean ones; return others as they are."""
     if not isinstance(mask, Tensor) or not mask.is_floating_point():
         return mask
     left_out = mask.isneginf()
@@ -257,7 +256,7 @@ def boolean_mask(mask: Tensor | None) -> Tensor | None:
 
 
 def _with_batch(mask: Tensor, keys: int) -> Tensor:
-    """Give a mask of unbatched keys ``(M,)`` its batch of one, or refuse one of another shape."""
+    """Add a batch axis to a mask of unbatched keys ``(M,)``; raises ConvNNError for another shape."""
     if not isinstance(mask, Tensor) or mask.shape != (keys,):
         fix = "give one entry per key, without a batch as the keys"
         raise invalid("key_padding_mask", f"a boolean tensor of shape ({keys},)", shown(mask), fix)

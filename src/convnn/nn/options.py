@@ -8,24 +8,24 @@ from typing import Any, NamedTuple, TypedDict
 
 from torch import Tensor
 
-from .. import checks
+from .. import _checks as checks
+from .._options import GatherOptions, SearchOptions
 from ..errors import invalid
 from ..knn import check_impl
-from ..options import GatherOptions, SearchOptions
 from ..types import Blend, Candidates, Similarity, Weighting
 
 AGGREGATIONS = ("standard", "depthwise", "depthwise_separable", "sum")
 
 
 class Positions(NamedTuple):
-    """Positions of candidates as numbers: what moves, loads, averages or empties tensors would change a tensor."""
+    """Positions of candidates as numbers: moving, loading, averaging or emptying tensors cannot change them."""
 
     numbers: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerOptions:
-    """How a layer finds, weights and aggregates neighbours; the layers' docstrings describe each.
+    """The options of a layer's search and aggregation; the layers' docstrings describe each.
 
     Raises:
         ConvNNError: an option is not one that the operator has, or does not go with another.
@@ -68,7 +68,7 @@ class LayerOptions:
             checks.whole("k", self.k)
 
     def search(self, candidates: Candidates, **of_input: Any) -> SearchOptions:
-        """Return the options of a search among ``candidates``, with those that come with an input."""
+        """Return the options of a search among ``candidates``, with those of an input."""
         return SearchOptions(self.similarity, candidates, self.include_self, scale=self.scale, **of_input)
 
     def gather(self, groups: int = 1, dropout_p: float = 0.0) -> GatherOptions:
@@ -76,13 +76,11 @@ class LayerOptions:
         return GatherOptions(self.weighting, self.temperature, groups, dropout_p)
 
     def check_trains(self, argument: str) -> None:
-        """Refuse a projection or a norm of queries and keys where neither reaches the output: it would never train."""
+        """Raise ConvNNError for a projection or a norm of queries and keys that would have no gradient."""
         similarity, fix = self.similarity, f"leave {argument} out, or use weighting='softmax' or 'identity'"
         if self.weighting == "ones":
-            expected = (
-                "False with weighting='ones' (similarities then only choose, and no gradient flows through a choice)"
-            )
-            raise invalid(argument, expected, True, fix)
+            reason = "similarities then only choose, and no gradient flows through a choice"
+            raise invalid(argument, f"False with weighting='ones' ({reason})", True, fix)
         if similarity == "spatial" or (isinstance(similarity, Blend) and similarity.lam == 0):
             expected = f"False with similarity={similarity!r} (which compares positions alone)"
             raise invalid(argument, expected, True, f"leave {argument} out, or compare features")
@@ -167,7 +165,7 @@ class ConvNNKeywords(LayerKeywords, total=False):
 
 
 class HybridKeywords(LayerKeywords, total=False):
-    """The fields of ``ConvNNOptions`` as keywords of a hybrid's constructor, less what the kernel decides."""
+    """The fields of ``ConvNNOptions`` as keywords of a hybrid's constructor, without those that the kernel decides."""
 
     k: int | None
     projection: bool
@@ -177,7 +175,7 @@ class HybridKeywords(LayerKeywords, total=False):
 
 
 def _numbers(positions: Tensor) -> Positions:
-    """Return the positions as numbers, or refuse a tensor that has none."""
+    """Return the positions as numbers; raises ConvNNError for a meta tensor, which has none."""
     if positions.is_meta:
         fix = 'make them where they have values, e.g. torch.arange(9, device="cpu")'
         raise invalid("candidates", "positions with values", "a tensor on the meta device", fix)
@@ -193,7 +191,7 @@ def options_repr(options: Mapping[str, tuple[object, object]]) -> str:
     return "".join(f", {name}={value!r}" for name, (value, default) in options.items() if value != default)
 
 
-def given_repr(options: Mapping[str, object]) -> str:
+def kwargs_repr(options: Mapping[str, object]) -> str:
     """Write ``, name=value`` for every option; a tensor as the call that makes it."""
     written = {name: f"tensor({v.tolist()})" if isinstance(v, Tensor) else repr(v) for name, v in options.items()}
     return "".join(f", {name}={value}" for name, value in written.items())

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..precision import search_dtype, wide_dtype
+from .._precision import search_dtype, wide_dtype
 from .registry import Shape, define
 from .tiles import in_tiles
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..precision import wide_dtype
+from .._precision import wide_dtype
 from .nearest import best, fake_search
 from .registry import Shape, define
 from .tiles import in_tiles

@@ -31,7 +31,7 @@ def plain_nearest(
     Returns:
         ``(B, N, k)`` int64, by descending score; a NaN score counts as the largest.
     """
-    # Where ties count, pair by pair: a product of matrices may round equal columns differently, by where they stand.
+    # If ties count, pair by pair: a matrix product may round equal columns differently, depending on their position.
     scores = (query.unsqueeze(2) * key.unsqueeze(1)).sum(-1) if stable else query @ key.transpose(1, 2)
     if bias is not None:
         bias = bias.unsqueeze(1)

@@ -1,4 +1,4 @@
-"""Definition of the custom operators: all that PyTorch and the exporter need to know of one, in one call.
+"""Definition of a custom operator, for PyTorch and the exporter, in one call.
 
 An operator has a **plain form**, a pure function of PyTorch's own operators: it states what is computed, it is what an
 exported program runs, and tests compare every other implementation with it. It also runs on every device that has no
@@ -77,21 +77,21 @@ def backward_of(plain: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
         args = (*ctx.saved_tensors, *ctx.settings)
         at = [i for i, x in enumerate(args) if isinstance(x, Tensor) and x.is_floating_point()]
 
-        def of_tensors(*tensors: Tensor) -> Any:
-            given = dict(zip(at, tensors, strict=True))
-            return plain(*(given.get(i, x) for i, x in enumerate(args)))
+        def with_tensors(*tensors: Tensor) -> Any:
+            replaced = dict(zip(at, tensors, strict=True))
+            return plain(*(replaced.get(i, x) for i, x in enumerate(args)))
 
-        gradients = dict(zip(at, torch.func.vjp(of_tensors, *(args[i] for i in at))[1](cotangents), strict=True))
+        gradients = dict(zip(at, torch.func.vjp(with_tensors, *(args[i] for i in at))[1](cotangents), strict=True))
         return tuple(gradients.get(i) for i in range(len(args)))
 
     return backward
 
 
 def owned(result: Tensor) -> Tensor:
-    """Return a new tensor over the memory of one that was made here, in its layout, without a copy.
+    """Return a new tensor over the memory and layout of a result, without a copy.
 
-    Autograd records the views that are made inside a custom operator, and refuses to let a view that an operator
-    returns be modified in place. The tensor returned here is no view of another.
+    Autograd records the views that are made inside a custom operator, and forbids in-place changes of a view that
+    an operator returns. The tensor returned here is no view of another.
 
     >>> owned(torch.zeros(3, 2).t())._is_view(), owned(torch.zeros(3, 2).t()).stride()
     (False, (1, 2))
@@ -116,9 +116,9 @@ def _save_arguments(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 def _register_gradient(op: Any, backward: Callable[..., Any]) -> None:
     """Register a backward pass, inside and outside of the transforms of ``torch.func``.
 
-    PyTorch differentiates a custom operator outside of these transforms only, and forgets the tangents of forward mode
-    without a word. An ``autograd.Function`` that calls the operator takes its place inside of them: it is
-    differentiated there, mapped by a loop, and refuses forward mode.
+    PyTorch differentiates a custom operator only outside of these transforms, and drops the tangents of forward mode
+    silently. Inside of them an ``autograd.Function`` calls the operator: it is differentiated there, mapped by a
+    loop, and raises an error in forward mode.
     """
     op.register_autograd(backward, setup_context=_save_arguments)
     members = {"forward": op.__call__, "setup_context": _save_arguments, "backward": backward, "vmap": _one_by_one(op)}

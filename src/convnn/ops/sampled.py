@@ -3,7 +3,7 @@
     sampled_mix   out[b,n] = bias + W_0 value[b, q_n] + sum over slots m > 0 of W_m value[b, c[I[b,n,m]]]
 
 q_n are the positions of the query grid, c those of the r candidates; -1 is a token of zeros. The tokens are those of a
-map, stored token by token or, as in an NCHW map, channels first: they are read, and results are stored, as they are.
+map, stored channels-last or, as in an NCHW map, channels-first; results have the same layout.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def query_rows(value: Tensor, query_grid: Sequence[int]) -> Tensor:
 def gather_or_zero(value: Tensor, index: Tensor) -> Tensor:
     """Return the tokens ``(B, r, C)`` at positions ``(r,)``; at -1, outside the map, a token of zeros."""
     inside = index.clamp(min=0)
-    # index_select would first copy values that are not stored token by token.
+    # index_select would first copy values that are not channels-last.
     rows = value.index_select(1, inside) if value.is_contiguous() else value[:, inside]
     return rows.masked_fill((index < 0).view(1, -1, 1), 0)
 
@@ -64,8 +64,8 @@ def plain_sampled_mix(
         bias: ``(C_out,)`` or None.
         candidates: ``(r,)``, their positions; -1 is a token of zeros.
         index: ``(B, N, k - 1)``, which candidates fill the slots behind the first.
-        query_grid: where the queries are, as ``query_rows`` takes it.
-        channels_first: whether the values are, and the result is to be, stored channels first.
+        query_grid: the query grid, as ``query_rows`` takes it.
+        channels_first: whether values and result are stored channels-first.
 
     Returns:
         ``(B, N, C_out)``.
@@ -93,8 +93,8 @@ def plain_sampled_mix_backward(
     with_value: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of the values (empty unless ``with_value``) and of the matrices."""
-    own, rows = query_rows(value, query_grid).flatten(1, -2), gather_or_zero(value, candidates)
-    grad_slots, grad_rows = [torch.einsum("bno,bnc->oc", grad, own)], torch.zeros_like(rows)
+    self_rows, rows = query_rows(value, query_grid).flatten(1, -2), gather_or_zero(value, candidates)
+    grad_slots, grad_rows = [torch.einsum("bno,bnc->oc", grad, self_rows)], torch.zeros_like(rows)
     for m, matrix in enumerate(slots[1:]):
         grad_projected = plain_bag_scatter(grad, index[..., m : m + 1], None, rows.shape[1])
         grad_slots.append(torch.einsum("bro,brc->oc", grad_projected, rows))

@@ -19,7 +19,7 @@ def softmax(x: Tensor) -> Tensor:
 def neighbor_weights(
     similarity: Tensor, weighting: Weighting, temperature: float, softmax: Callable[[Tensor], Tensor] = softmax
 ) -> Tensor | None:
-    """Return rho of the k similarities ``(..., k)``; None stands for ones. ``softmax`` may be a faster one."""
+    """Return rho of the k similarities ``(..., k)``; None for ones. ``softmax`` may be a faster one."""
     if weighting == "ones":
         return None
     if weighting == "identity":

@@ -23,9 +23,8 @@ def grid_positions(g: int, margin: int, grid: tuple[int, ...], *, device: torch.
         span = size - 1 - 2 * margin
         if span < g - 1:
             most = (size - g) // 2
-            raise invalid(
-                "Grid.margin", f"at most {most} ({g} candidates on {size} tokens)", margin, "lower the margin"
-            )
+            expected = f"at most {most} ({g} candidates on {size} tokens)"
+            raise invalid("Grid.margin", expected, margin, "lower the margin")
         axis = margin + torch.arange(g, device=device) * span // max(g - 1, 1)
         flat = flat.unsqueeze(-1) * size + axis
     return flat.flatten()

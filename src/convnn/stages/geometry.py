@@ -58,7 +58,7 @@ def pad_map(x: Tensor, padding: tuple[int, ...], mode: str = "zeros") -> Tensor:
 
 
 def without_padding(index: Tensor, padded: tuple[int, ...], padding: tuple[int, ...]) -> Tensor:
-    """Turn positions on a padded grid into those on the grid itself; -1 for what stands in the padding.
+    """Turn positions on a padded grid into those on the grid itself; -1 in the padding.
 
     >>> without_padding(torch.tensor([0, 5, 10]), (4, 4), (1, 1)).tolist()
     [-1, 0, 3]
@@ -73,8 +73,8 @@ def without_padding(index: Tensor, padded: tuple[int, ...], padding: tuple[int, 
     return flat.masked_fill(~inside, -1)
 
 
-def token_major(x: Tensor) -> Tensor:
-    """Lay a map of two or three axes out so that each token's channels lie together (channels-last)."""
+def to_channels_last(x: Tensor) -> Tensor:
+    """Return a map of two or three axes in channels-last layout."""
     if x.dim() == 3:  # padding would undo it
         return x
     # Not contiguous(memory_format=...), which vmap does not know.
@@ -116,17 +116,17 @@ def whole_window(candidates: object, k: int, dims: int) -> tuple[tuple[int, ...]
 
 def subsample(x: Tensor, query_grid: QueryGrid) -> Tensor:
     """View the queries' positions of a map ``(B, C, *grid)``."""
-    for axis, (origin, count, stride) in enumerate(
-        zip(query_grid.origin, query_grid.shape, query_grid.stride, strict=True)
+    for axis, (offset, count, stride) in enumerate(
+        zip(query_grid.offset, query_grid.shape, query_grid.stride, strict=True)
     ):
-        x = x.narrow(2 + axis, origin, (count - 1) * stride + 1)
+        x = x.narrow(2 + axis, offset, (count - 1) * stride + 1)
         if stride > 1:
             x = x[(slice(None),) * (2 + axis) + (slice(None, None, stride),)]
     return x
 
 
 def memory_format_of(x: Tensor) -> torch.memory_format:
-    """Return the format in which a layer should answer to the map ``x``: channels-last only if ``x`` is just that."""
+    """Return the memory format of a layer's output for the map ``x``: channels-last only if ``x`` is just that."""
     channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
     # Not is_contiguous(memory_format=...), which vmap does not know.
     if channels_last is None or x.is_contiguous() or not x.movedim(1, -1).is_contiguous():
@@ -136,10 +136,10 @@ def memory_format_of(x: Tensor) -> torch.memory_format:
 
 def lay_out(x: Tensor, memory_format: torch.memory_format) -> Tensor:
     """Return the map in a memory format of ``memory_format_of``; no copy where it has that one."""
-    return x.contiguous() if memory_format is torch.contiguous_format else token_major(x)
+    return x.contiguous() if memory_format is torch.contiguous_format else to_channels_last(x)
 
 
-def gradient_alike(x: Tensor) -> Tensor:
+def match_gradient_layout(x: Tensor) -> Tensor:
     """Return a view of x whose gradient comes back in x's own layout, as a convolution's: channels-last or contiguous.
 
     The compiler lays gradients out by itself.
@@ -148,7 +148,7 @@ def gradient_alike(x: Tensor) -> Tensor:
         return x
     view = x.view_as(x)
     if view.requires_grad:
-        view.register_hook(Tensor.contiguous if memory_format_of(x) is torch.contiguous_format else token_major)
+        view.register_hook(Tensor.contiguous if memory_format_of(x) is torch.contiguous_format else to_channels_last)
     return view
 
 

@@ -31,5 +31,5 @@ def top(scores: Tensor, k: int, *, deterministic: bool) -> Tensor:
 
 def with_self_first(self_index: Tensor, others: Tensor) -> Tensor:
     """Put the query's own token ``(N,)`` into slot 0 before the others ``(..., N, k - 1)``."""
-    own = self_index.unsqueeze(-1).expand(*others.shape[:-1], 1)
-    return torch.cat([own, others], dim=-1)
+    first = self_index.unsqueeze(-1).expand(*others.shape[:-1], 1)
+    return torch.cat([first, others], dim=-1)

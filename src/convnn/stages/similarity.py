@@ -17,7 +17,7 @@ EUCLIDEAN = ("sqeuclidean", "euclidean")
 
 
 class Compared(NamedTuple):
-    """What a search compares, in its precision.
+    """Queries and keys to compare, in the precision of the search.
 
     Attributes:
         query: ``(B, N, C)``.
@@ -45,7 +45,7 @@ class Embedded(NamedTuple):
 
 def normalize(x: Tensor) -> Tensor:
     """Scale vectors ``(..., C)`` to unit length; a zero vector stays zero, with gradient zero."""
-    # Divided by their largest entry first (which changes nothing else), so that no square under- or overflows.
+    # Divide by the largest entry first, so that no square under- or overflows.
     largest = x.detach().abs().amax(-1, keepdim=True)
     is_zero = largest == 0
     scaled = x / largest.masked_fill(is_zero, 1)
@@ -70,7 +70,7 @@ def embed_to_rank(query: Tensor, key: Tensor, metric: str, scale: float) -> Embe
     return Embedded(query, key) if scale > 0 else embed(query, key, metric, scale)
 
 
-def of_pairs(
+def pairwise(
     compared: Compared,
     index: Tensor,
     scale: float,
@@ -84,7 +84,7 @@ def of_pairs(
     ``(B, N, C)``, keys ``(B, M, C)`` and the index.
     """
     if compared.metric in EUCLIDEAN:
-        return of_distance(squared_distances(compared, index, distance), compared.metric)
+        return from_distance(squared_distances(compared, index, distance), compared.metric)
     embedded = embed(compared.query, compared.key, compared.metric, scale)
     return product(embedded.query, embedded.key, index)
 
@@ -92,20 +92,21 @@ def of_pairs(
 def squared_distances(
     compared: Compared, index: Tensor, distance: Callable[[Tensor, Tensor, Tensor], Tensor]
 ) -> Tensor:
-    """Return the squared distances ``(B, N, k)`` that Euclidean similarities are made of, by differences."""
+    """Return the squared distances ``(B, N, k)`` of Euclidean similarities, by differences."""
     squared = distance(compared.query, compared.key, index)
     if compared.factor is None or compared.query_position is None or compared.key_position is None:
         return squared
     # Features and coordinates apart: scaling or joining them first would round coordinates, not differences.
-    own, positions = (x.expand(index.shape[0], -1, -1) for x in (compared.query_position, compared.key_position))
-    return squared * compared.factor.square() + distance(own, positions, index).to(squared.dtype)
+    positions = (compared.query_position, compared.key_position)
+    query_position, key_position = (x.expand(index.shape[0], -1, -1) for x in positions)
+    return squared * compared.factor.square() + distance(query_position, key_position, index).to(squared.dtype)
 
 
-def of_distance(squared: Tensor, metric: str) -> Tensor:
+def from_distance(squared: Tensor, metric: str) -> Tensor:
     """Turn squared distances into ``sqeuclidean`` or ``euclidean`` similarities."""
     if metric == "sqeuclidean":
         return -squared
-    # The derivative of a distance at 0 is not defined; 0 is the one that is no NaN and no preference.
+    # The derivative of a distance at 0 is not defined; 0 is neither NaN nor a preferred direction.
     same = squared == 0
     return -squared.masked_fill(same, 1).sqrt().masked_fill(same, 0)
 

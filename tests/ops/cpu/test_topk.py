@@ -17,10 +17,10 @@ MANY = network.MANY_COLUMNS
 
 def best_of(scores: Tensor, k: int) -> None:
     """Compare with a sort: equal scores may come in any order, but no key may come twice."""
-    place = top(scores, k)
+    position = top(scores, k)
     expected = scores.sort(dim=2, descending=True).values[..., :k]
-    torch.testing.assert_close(scores.gather(2, place), expected, rtol=0, atol=0, equal_nan=True)
-    assert all(len(set(row)) == k for row in place.flatten(0, 1).tolist())
+    torch.testing.assert_close(scores.gather(2, position), expected, rtol=0, atol=0, equal_nan=True)
+    assert all(len(set(row)) == k for row in position.flatten(0, 1).tolist())
 
 
 def awkward(rows: int, width: int) -> Tensor:
@@ -50,7 +50,7 @@ def test_the_best_are_the_best(rows: int, width: int, k: int, nan: bool) -> None
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])  # processors make either: inf - inf has the sign bit set on some
 @pytest.mark.parametrize(("width", "column"), [(40, 0), (40, 39), (203, 0), (203, 199), (203, 200), (203, 202)])
-def test_a_nan_counts_as_the_largest_wherever_it_stands(width: int, column: int, sign: float) -> None:
+def test_a_nan_ranks_first_at_every_position(width: int, column: int, sign: float) -> None:
     """The last columns of 203 are in no group of 4."""
     scores = torch.randn(1, MANY, width)
     scores[0, 5, column] = torch.copysign(torch.tensor(torch.nan), torch.tensor(sign))
@@ -89,7 +89,7 @@ def test_merging_keeps_the_best_of_many_lists() -> None:
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("k", [3, 8, 9, 16])
 @pytest.mark.parametrize("rows", [40, MANY])  # searched again by topk, by a network
-def test_scores_that_differ_in_their_last_bits_are_told_apart(sign: int, k: int, rows: int) -> None:
+def test_scores_that_differ_in_their_last_bits_are_distinguished(sign: int, k: int, rows: int) -> None:
     """All of a row's, or two of them: of every two that follow each other in rank, the last wanted and the next too."""
     torch.manual_seed(0)
     scores = torch.randn(1, 3 * MANY, 40)
@@ -114,8 +114,8 @@ def test_a_network_does_not_care_whether_subnormal_numbers_are_flushed() -> None
     scores = torch.zeros(1, MANY, 40)
     supported = torch.set_flush_denormal(True)
     try:
-        place = top(scores, 8)
+        position = top(scores, 8)
     finally:
         torch.set_flush_denormal(False)
     assert supported
-    assert all(len(set(row)) == 8 for row in place[0].tolist())
+    assert all(len(set(row)) == 8 for row in position[0].tolist())

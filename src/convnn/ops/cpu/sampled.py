@@ -28,18 +28,19 @@ def _merge_outside(candidates: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     return F.pad(kept, (0, 1), value=-1), position.index_select(0, index.flatten()).view(index.shape)
 
 
-def _own(value: Tensor, query_grid: Sequence[int], channels_first: bool) -> Tensor:
+def _self_rows(value: Tensor, query_grid: Sequence[int], channels_first: bool) -> Tensor:
     """Return the queries' own tokens, as rows ``(B * N, C)`` or as maps ``(B, C, N)``."""
-    own = query_rows(value, query_grid)
-    return own.movedim(-1, 1).flatten(2) if channels_first else own.reshape(-1, value.shape[2])
+    self_rows = query_rows(value, query_grid)
+    return self_rows.movedim(-1, 1).flatten(2) if channels_first else self_rows.reshape(-1, value.shape[2])
 
 
 @kernel(sampled_mix, "cpu")
 def _(value: Tensor, slots: Tensor, bias: Tensor | None, candidates: Tensor, index: Tensor, *layout: Any) -> Tensor:
     query_grid, channels_first = layout
     batch, queries, out = index.shape[0], index.shape[1], slots.shape[1]
-    own = _own(value, query_grid, channels_first)
-    mixed = map_product(own, slots[0], bias) if channels_first else product(own, slots[0], bias).view(1, -1, out)
+    self_rows = _self_rows(value, query_grid, channels_first)
+    mixed = (map_product if channels_first else product)(self_rows, slots[0], bias)
+    mixed = mixed if channels_first else mixed.view(1, -1, out)
     if index.numel():
         candidates, index = _merge_outside(candidates, index)
         rows = gather_or_zero(value, candidates).flatten(0, 1)
@@ -58,16 +59,16 @@ def _(
     batch, _, channels = value.shape
     candidates, index = _merge_outside(candidates, index)
     others, out, count = index.shape[2], slots.shape[1], candidates.shape[0]
-    grad_slots, own = torch.empty_like(slots), _own(value, query_grid, channels_first)
+    grad_slots, self_rows = torch.empty_like(slots), _self_rows(value, query_grid, channels_first)
     if channels_first:
         maps = grad.transpose(1, 2)
-        grad_slots[0] = map_column_product(maps, own)
-        grad_own = map_product(maps, slots[0].t()) if with_value else None
+        grad_slots[0] = map_column_product(maps, self_rows)
+        grad_self = map_product(maps, slots[0].t()) if with_value else None
     else:
         rows = grad.reshape(-1, out)
-        grad_slots[0] = column_product(rows, own)
-        grad_own = product(rows, slots[0].t()) if with_value else None
-    grad_value = value.new_empty(0) if grad_own is None else _to_map(grad_own, value, query_grid, channels_first)
+        grad_slots[0] = column_product(rows, self_rows)
+        grad_self = product(rows, slots[0].t()) if with_value else None
+    grad_value = value.new_empty(0) if grad_self is None else _to_map(grad_self, value, query_grid, channels_first)
     if not index.numel():
         grad_slots[1:] = 0
     else:
@@ -82,13 +83,13 @@ def _(
     return grad_value, grad_slots
 
 
-def _to_map(own: Tensor, value: Tensor, query_grid: Sequence[int], channels_first: bool) -> Tensor:
-    """Put what belongs to the queries, stored as ``_own``, at their positions; tokens as ``value``, zeros elsewhere."""
+def _to_map(rows: Tensor, value: Tensor, query_grid: Sequence[int], channels_first: bool) -> Tensor:
+    """Scatter the queries' rows, stored as ``_self_rows``, to their positions; tokens as ``value``, zeros elsewhere."""
     axes = len(query_grid) // 4
     if all(query_grid[axis] == query_grid[axes + axis] for axis in range(axes)):  # every token is a query
-        return own.transpose(1, 2) if channels_first else own.view(value.shape)
+        return rows.transpose(1, 2) if channels_first else rows.view(value.shape)
     out = empty_tokens(value, value.shape[1], value.shape[2], channels_first).zero_()
     queries = query_rows(out, query_grid)
     shape = query_grid[axes : 2 * axes]
-    queries.copy_(own.unflatten(2, shape).movedim(1, -1) if channels_first else own.view(queries.shape))
+    queries.copy_(rows.unflatten(2, shape).movedim(1, -1) if channels_first else rows.view(queries.shape))
     return out

@@ -9,9 +9,9 @@ from . import network
 
 # Columns of a group, of which the maximum is searched first.
 _GROUP = 4
-# Torch reads rows of at least this many columns for each wanted one with a heap, and shorter ones in a slower way.
+# Torch reads rows of at least this many columns for each of the k with a heap, and shorter ones more slowly.
 _BY_HEAP = 64
-# Maxima for each wanted one below which searching them as well costs more than it saves.
+# Maxima for each of the k below which searching them as well costs more than it saves.
 _FEW = 4
 # Up to this many columns of many queries, a network is faster.
 _NARROW = 64
@@ -65,9 +65,9 @@ def _saves_time(width: int, k: int) -> bool:
     return width >= _GROUP * _FEW * k
 
 
-def _members(chosen: Tensor, groups: int, width: int) -> Tensor:
+def _members(selected: Tensor, groups: int, width: int) -> Tensor:
     """Return the columns of the chosen groups ``(n, k)``, and those few at the end that are in no group."""
-    first = torch.arange(0, groups * _GROUP, groups, device=chosen.device)
-    members = (chosen.unsqueeze(1) + first.unsqueeze(1)).flatten(1)
-    rest = torch.arange(groups * _GROUP, width, device=chosen.device)
+    first = torch.arange(0, groups * _GROUP, groups, device=selected.device)
+    members = (selected.unsqueeze(1) + first.unsqueeze(1)).flatten(1)
+    rest = torch.arange(groups * _GROUP, width, device=selected.device)
     return torch.cat([members, rest.expand(members.shape[0], -1)], 1) if rest.numel() else members

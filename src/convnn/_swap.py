@@ -1,4 +1,4 @@
-"""One layer in, its ConvNN or hybrid replacement out."""
+"""The ConvNN or hybrid replacement of one layer."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._options import names_of
 from .errors import invalid
 from .nn import (
     ConvNN1d,
@@ -20,13 +21,12 @@ from .nn import (
     HybridConvNN2d,
     HybridConvNN3d,
 )
-from .nn.attachments import refuse_attachments
+from .nn.attachments import check_no_attachments
 from .nn.from_attention import is_timm_attention
 from .nn.heads import HeadsAttention, has_reset
-from .nn.kernels import Conv, conv_geometry, convnn_padding, kernel_radius
+from .nn.kernels import Conv, conv_geometry, kernel_radius, padding_and_margin
 from .nn.layer import per_axis
 from .nn.options import ConvNNOptions, HeadsOptions
-from .options import names_of
 from .types import Window
 
 _CONVNN = {nn.Conv1d: ConvNN1d, nn.Conv2d: ConvNN2d, nn.Conv3d: ConvNN3d}
@@ -34,8 +34,8 @@ _HYBRID = {nn.Conv1d: HybridConvNN1d, nn.Conv2d: HybridConvNN2d, nn.Conv3d: Hybr
 _OURS = (*_CONVNN.values(), *_HYBRID.values(), HeadsAttention, HybridAttention)
 
 
-# The options of each replacement, less what the replaced layer decides.
-_CONV = (names_of(ConvNNOptions) | {"bias", "convnn_bias", "convnn_padding"}) - {"query_margin"}
+# The options of each replacement, without those that the replaced layer decides.
+_CONV = (names_of(ConvNNOptions) | {"bias", "convnn_bias", "candidate_padding"}) - {"query_margin"}
 _CONV_HYBRID = _CONV | {"branch_ratio", "kernel_size"}
 _ATTENTION = names_of(HeadsOptions)
 _ATTENTION_HYBRID = _ATTENTION | {"branch_ratio", "partner", "num_heads", "kernel_size"}
@@ -51,7 +51,7 @@ def options_for(layer: nn.Module, to: str) -> frozenset[str]:
     return _ATTENTION if to == "convnn" else _ATTENTION_HYBRID
 
 
-def is_ours(layer: nn.Module) -> bool:
+def is_convnn_layer(layer: nn.Module) -> bool:
     """Return True if a layer is one of convnn's."""
     return isinstance(layer, _OURS)
 
@@ -62,12 +62,12 @@ def conv_kind(layer: nn.Module) -> type[Conv] | None:
 
 
 def attention_kind(layer: nn.Module) -> bool:
-    """Return True if a layer is an attention module: one that can be replaced, or one named as such that cannot."""
+    """Return True if a layer is an attention module: one that can be replaced, or one by its name alone."""
     return isinstance(layer, nn.MultiheadAttention) or type(layer).__name__.endswith("Attention")
 
 
 def why_kept(layer: nn.Module) -> str:
-    """Return the reason why a convolution or an attention is not replaced unless it is chosen, or "" if it is."""
+    """Return the reason why a layer is not replaced by default, or "" if it is."""
     if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         if all(size == 1 for size in layer.kernel_size):
             return "a 1x1 convolution has no neighbours"
@@ -84,7 +84,7 @@ def replacement(layer: nn.Module, to: str, *, init: str, options: dict[str, Any]
     if kind is not None:
         return _replace_conv(layer, kind, to, init, options).train(layer.training)
     if attention_kind(layer):
-        if to == "convnn":  # its parts are copies, each in the mode of its original
+        if to == "convnn":  # its parts are copies, each in its original's mode
             return _convnn_attention(layer, init, options)
         return _hybrid_attention(layer, init, options).train(layer.training)
     fix = "choose convolutions and attention layers"
@@ -96,23 +96,25 @@ def _replace_conv(layer: Any, kind: type[Conv], to: str, init: str, options: dic
     if options.get("similarity") == "spatial" and "k" not in options and "candidates" not in options:
         options = {**options, "k": math.prod(kernel), "candidates": Window(kernel, dilation)}
     shared = {
-        "stride": layer.stride, "padding": padding, "groups": layer.groups, "bias": layer.bias is not None,
+        "stride": layer.stride, "groups": layer.groups, "bias": layer.bias is not None,
         "padding_mode": layer.padding_mode, "device": layer.weight.device, "dtype": layer.weight.dtype,
     }  # fmt: skip
     channels = (layer.in_channels, layer.out_channels)
     if to == "convnn":
         radius = kernel_radius(kernel, dilation)
-        shared["padding"], shared["query_margin"] = convnn_padding(padding, radius, options.get("convnn_padding"))
+        added, margin = padding_and_margin(padding, radius, options.get("candidate_padding"))
         bias = options.get("bias", shared["bias"]) if options.get("convnn_bias") is None else options["convnn_bias"]
-        own = {name: value for name, value in options.items() if name not in ("convnn_padding", "convnn_bias")}
-        new = _CONVNN[kind](*channels, **{**shared, **own, "bias": bias})
+        kept = {name: value for name, value in options.items() if name != "convnn_bias"}
+        kept |= {"bias": bias, "candidate_padding": added, "query_margin": margin}
+        new = _CONVNN[kind](*channels, **{**shared, **kept})
         if init == "from_original":
             _take_kernel(new, layer)
         return new
+    around: tuple[int, ...] | str = padding
     if options.get("kernel_size") is not None:
-        kernel, shared["padding"] = _resized(kernel, dilation, padding, options["kernel_size"])
-    own = {name: value for name, value in options.items() if name != "kernel_size"}
-    hybrid = _HYBRID[kind](*channels, kernel, dilation=dilation, **{**shared, **own})
+        kernel, around = _resized(kernel, dilation, padding, options["kernel_size"])
+    kept = {name: value for name, value in options.items() if name != "kernel_size"}
+    hybrid = _HYBRID[kind](*channels, kernel, padding=around, dilation=dilation, **{**shared, **kept})
     if init == "from_original":
         _take_slice(hybrid, layer)
     return hybrid
@@ -121,7 +123,7 @@ def _replace_conv(layer: Any, kind: type[Conv], to: str, init: str, options: dic
 def _resized(
     kernel: tuple[int, ...], dilation: tuple[int, ...], padding: tuple[int, ...], size: object
 ) -> tuple[tuple[int, ...], tuple[int, ...] | str]:
-    """Return a kernel of another size, and the padding with which its output is as large as before."""
+    """Return a kernel of another size, and the padding that keeps the size of its output."""
     new = per_axis("kernel_size", size, len(kernel), at_least=1)
     before, after = kernel_radius(kernel, dilation), kernel_radius(new, dilation)
     if padding == before:
@@ -146,7 +148,7 @@ def _take_kernel(new: Any, layer: Any) -> None:
 
 
 def _copy(target: nn.Parameter | None, values: Tensor | None, source: nn.Parameter | None) -> None:
-    """Copy values into a parameter, which is frozen if their source was; without a source it starts at zero."""
+    """Copy values and requires_grad of their source into a parameter; without a source, zeros."""
     if target is None:
         return
     if values is None or source is None:
@@ -157,11 +159,10 @@ def _copy(target: nn.Parameter | None, values: Tensor | None, source: nn.Paramet
 
 
 def _take_slice(hybrid: Any, layer: Any) -> None:
-    """Give the convolution branch the kernels of its channels, and start the mix as the identity."""
+    """Copy the kernels of its channels into the convolution branch, and set the mix to the identity."""
     if hybrid.conv is None:
-        raise invalid(
-            "init", "a hybrid with a convolution branch", f"branch_ratio={hybrid.branch_ratio}", "use init='random'"
-        )
+        ratio = f"branch_ratio={hybrid.branch_ratio}"
+        raise invalid("init", "a hybrid with a convolution branch", ratio, "use init='random'")
     share = layer.out_channels - hybrid.conv.out_channels
     if hybrid.conv.weight.shape[2:] != layer.weight.shape[2:]:
         got, kernel = tuple(hybrid.conv.weight.shape[2:]), tuple(layer.weight.shape[2:])
@@ -180,11 +181,11 @@ def _convnn_attention(layer: nn.Module, init: str, options: dict[str, Any]) -> n
     if init == "random":
         new.reset_parameters()
         for part in new.modules():
-            if has_reset(part):  # new weights are to learn, even where what they replace was frozen
+            if has_reset(part):  # new weights train even if the old ones were frozen
                 for parameter in part.parameters(recurse=False):
                     parameter.requires_grad_(True)
-    made: nn.Module = new
-    return made
+    replaced: nn.Module = new
+    return replaced
 
 
 def _hybrid_attention(layer: nn.Module, init: str, options: dict[str, Any]) -> nn.Module:
@@ -194,7 +195,7 @@ def _hybrid_attention(layer: nn.Module, init: str, options: dict[str, Any]) -> n
     if init == "from_original":
         expected = "'random' for a hybrid attention (it splits the channels: no slice of it is the original's)"
         raise invalid("init", expected, init, "use init='random', or to='convnn'")
-    refuse_attachments("layer", layer)
+    check_no_attachments("layer", layer)
     source: Any = layer
     extras = [name for name in ("q_norm", "k_norm", "norm") if not isinstance(getattr(source, name), nn.Identity)]
     extras += ["gate"] if getattr(source, "gate", None) is not None else []

@@ -1,4 +1,4 @@
-"""The dtype policy: similarities are compared in float32 or better, whatever the tokens are stored in.
+"""The dtype policy: similarities are compared in float32 or better, whatever the dtype of the tokens.
 
 Selection is discontinuous: a rounded similarity is another neighbour. So similarities of half-precision tokens are
 computed, compared and returned in float32, autocast or not; what is aggregated keeps the values' dtype.

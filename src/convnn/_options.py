@@ -1,4 +1,4 @@
-"""The options of the operator: names, types, defaults and checks, each in one place."""
+"""The options of the operator: names, types, defaults and checks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal, TypedDict, TypeVar
 
 from torch import Tensor
 
-from . import checks
+from . import _checks as checks
 from .errors import unknown_name
 from .maps import QueryGrid
 from .types import WEIGHTINGS, Candidates, Gather, Similarity, Weighting
@@ -119,7 +119,7 @@ def names_of(*kinds: Any) -> frozenset[str]:
 
 
 def check_names(given: Iterable[str], allowed: Iterable[str]) -> None:
-    """Refuse a keyword that is not one of ``allowed``, suggesting the closest."""
+    """Raise ConvNNError for a keyword that is not in ``allowed``, with the closest one."""
     names = frozenset(allowed)
     for name in given:
         if name not in names:
@@ -127,7 +127,7 @@ def check_names(given: Iterable[str], allowed: Iterable[str]) -> None:
 
 
 def build(kind: Callable[..., T], given: Mapping[str, Any]) -> T:
-    """Make options of a kind from keywords, or refuse a keyword that it does not have.
+    """Make options of a kind from keywords; raises ConvNNError for a keyword that it does not have.
 
     >>> build(GatherOptions, {"groups": 2}).groups
     2
@@ -146,7 +146,7 @@ def operator_options(given: Mapping[str, Any]) -> tuple[SearchOptions, GatherOpt
 
 
 def takes(*kinds: type, without: Iterable[str] = ()) -> Callable[[F], F]:
-    """Show the fields of options, with their defaults, in a function's signature in the place of ``**options``.
+    """Show the fields of options, with their defaults, in a function's signature instead of ``**options``.
 
     >>> @takes(GatherOptions, without=("dropout_p",))
     ... def aggregate(value, **options): ...
@@ -156,14 +156,14 @@ def takes(*kinds: type, without: Iterable[str] = ()) -> Callable[[F], F]:
 
     def show(function: F) -> F:
         signature = inspect.signature(function)
-        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        shown = {p.name for p in own} | set(without)
+        listed = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        shown = {p.name for p in listed} | set(without)
         fields = [field for kind in kinds for field in dataclasses.fields(kind) if field.name not in shown]
         more = [
             inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
             for field in fields
         ]
-        function.__signature__ = signature.replace(parameters=own + more)  # type: ignore[attr-defined]
+        function.__signature__ = signature.replace(parameters=listed + more)  # type: ignore[attr-defined]
         return function
 
     return show

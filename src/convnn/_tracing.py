@@ -1,4 +1,4 @@
-"""What comes in place of plain tensors: a tracer's proxies, whose call is one node; TorchScript's and nested ones."""
+"""Inputs that are no plain tensors: a tracer's proxies (a call is one node), TorchScript's and nested tensors."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class Leaf(nn.Module):
             if name in cls.__dict__:
                 setattr(cls, name, one_node(cls.__dict__[name]))
 
-    def __prepare_scriptable__(self) -> NoReturn:  # torch.jit.script asks every module for this
+    def __prepare_scriptable__(self) -> NoReturn:  # torch.jit.script calls this on every module
         raise _no_torchscript(type(self).__name__)
 
 
 def one_node(call: Callable[P, T]) -> Callable[P, T]:
-    """Make a call with a ``torch.fx.Proxy`` one node of the graph, and refuse TorchScript in words."""
+    """Make a call with a ``torch.fx.Proxy`` one node of the graph; raises ConvNNError under TorchScript."""
     name = call.__name__
 
     @functools.wraps(call)
@@ -46,15 +46,15 @@ def one_node(call: Callable[P, T]) -> Callable[P, T]:
         proxy = _proxy((*args, *kwargs.values()))
         if proxy is not None:
             node: Any = _node(proxy.tracer, run, args, kwargs)
-            return node  # type: ignore[no-any-return]  # a Proxy, which stands for the result
+            return node  # type: ignore[no-any-return]  # a Proxy of the result
         if torch._C._get_tracing_state() is not None:
             raise _no_torchscript(type(args[0]).__name__ if args and isinstance(args[0], Leaf) else name)
         return call(*args, **kwargs)
 
-    def refuse() -> NoReturn:
+    def no_torchscript() -> NoReturn:
         raise _no_torchscript(name)
 
-    run.__prepare_scriptable__ = refuse  # type: ignore[attr-defined]
+    run.__prepare_scriptable__ = no_torchscript  # type: ignore[attr-defined]
     return run
 
 
@@ -71,7 +71,7 @@ def readable(x: Tensor) -> bool:
 
 
 def dense(argument: str, value: Tensor) -> None:
-    """Refuse nested tensors, and layouts other than the plain one."""
+    """Raise ConvNNError for nested tensors and for layouts other than strided."""
     if value.is_nested:
         fix = "pad it with x.to_padded_tensor(0.0), and mask the added tokens with key_padding_mask"
         raise invalid(argument, "one size for all samples", "a nested tensor", fix)

@@ -1,4 +1,4 @@
-"""What the operator refuses, and with which words: shapes, dtypes, devices, names, and k against the candidates."""
+"""Checks of arguments: shapes, dtypes, devices, names, and k against the candidates."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from ._precision import autocast_is_on
+from ._tracing import dense, readable
 from .errors import ConvNNError, invalid, shown, unknown_name
 from .maps import QueryGrid
-from .precision import autocast_is_on
-from .tracing import dense, readable
 from .types import SIMILARITIES, Blend, Gather, Grid, Neighbors, Random, Window
+from .types import whole as whole  # noqa: PLC0414  # mypy exports only names that are imported so
 
 
 def tokens(argument: str, value: object) -> None:
-    """Refuse anything but a floating-point ``(B, N, C)`` tensor."""
+    """Raise ConvNNError unless a value is a floating-point ``(B, N, C)`` tensor."""
     if not isinstance(value, Tensor):
         raise invalid(argument, "a tensor (batch, tokens, channels)", type(value).__name__, "pass a torch.Tensor")
     dense(argument, value)
@@ -29,33 +30,22 @@ def tokens(argument: str, value: object) -> None:
         raise invalid(argument, "a real floating-point dtype", value.dtype, "convert it with .float()")
 
 
-def alike(first: tuple[str, Tensor], second: tuple[str, Tensor], axes: dict[int, str]) -> None:
-    """Refuse two tensors that differ in a named axis, dtype or device."""
+def same(first: tuple[str, Tensor], second: tuple[str, Tensor], axes: dict[int, str]) -> None:
+    """Raise ConvNNError if two tensors differ in a named axis, dtype or device."""
     (name, a), (other, b) = first, second
     for axis, meaning in axes.items():
         if a.shape[axis] != b.shape[axis]:
-            raise invalid(
-                other,
-                f"{a.shape[axis]} {meaning} as in {name}",
-                b.shape[axis],
-                f"give both the same number of {meaning}",
-            )
+            fix = f"give both the same number of {meaning}"
+            raise invalid(other, f"{a.shape[axis]} {meaning} as in {name}", b.shape[axis], fix)
     if a.dtype != b.dtype and not autocast_is_on(a.device):
         raise invalid(other, f"{a.dtype} as {name}", b.dtype, f"convert one, e.g. {other}.to({name}.dtype)")
     if a.device != b.device:
         raise invalid(other, f"device {a.device} as {name}", b.device, f"move one, e.g. {other}.to({name}.device)")
 
 
-def whole(argument: str, value: object, *, at_least: int = 1, fix: str = "give such a number") -> int:
-    """Return an int of at least ``at_least``; raises ConvNNError, with ``fix``, for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt) or value < at_least:
-        raise invalid(argument, f"a whole number of at least {at_least}", shown(value), fix)
-    return value  # type: ignore[return-value]  # a SymInt stands for an int while a graph is traced
-
-
 def number(argument: str, value: object, *, above: float | None = None) -> float:
-    """Return a finite real number (above ``above`` if given), or refuse it."""
-    # Compared, not asked of math.isfinite, which a compiled graph with symbolic numbers cannot ask.
+    """Return a finite real number (above ``above`` if given); raises ConvNNError for anything else."""
+    # Not math.isfinite: a compiled graph cannot call it with symbolic numbers.
     real = isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
     if not real or (above is not None and value <= above):  # type: ignore[operator]  # real was tested first
         expected = "a finite number" + ("" if above is None else f" above {above:g}")
@@ -64,21 +54,21 @@ def number(argument: str, value: object, *, above: float | None = None) -> float
 
 
 def flag(argument: str, value: object) -> bool:
-    """Return True or False, or refuse what merely counts as true."""
+    """Return True or False; raises ConvNNError for anything else, numbers included."""
     if not isinstance(value, bool):
         raise invalid(argument, "True or False", shown(value), "pass one of them")
     return value
 
 
 def probability(argument: str, value: object) -> float:
-    """Return a probability in [0, 1), or refuse it."""
+    """Return a probability in [0, 1); raises ConvNNError for anything else."""
     if not 0 <= number(argument, value) < 1:
         raise invalid(argument, "a probability in [0, 1)", value, "use 0 for none")
     return number(argument, value)
 
 
 def scale_of_dot(scale: float | None, similarity: object) -> float | None:
-    """Return the scale, or refuse one that the similarity would ignore."""
+    """Return the scale; raises ConvNNError if the similarity would ignore it."""
     if scale is None:
         return None
     value = number("scale", scale)
@@ -88,7 +78,7 @@ def scale_of_dot(scale: float | None, similarity: object) -> float | None:
 
 
 def temperature_of_softmax(temperature: float, weighting: str) -> float:
-    """Return the temperature, or refuse one that the weighting would ignore."""
+    """Return the temperature; raises ConvNNError if the weighting would ignore it."""
     value = number("temperature", temperature, above=0)
     if value != 1 and weighting != "softmax":
         expected = "1 unless weighting is 'softmax'"
@@ -97,14 +87,14 @@ def temperature_of_softmax(temperature: float, weighting: str) -> float:
 
 
 def name(argument: str, value: object, allowed: Iterable[str]) -> None:
-    """Refuse a name that is not one of ``allowed``, suggesting the closest."""
+    """Raise ConvNNError for a name that is not in ``allowed``, with the closest one."""
     names = tuple(allowed)
     if not isinstance(value, str) or value not in names:
         raise unknown_name(argument, value, names)
 
 
 def similarity(value: object) -> None:
-    """Refuse anything but a similarity's name or a ``Blend``."""
+    """Raise ConvNNError unless a value is a similarity's name or a ``Blend``."""
     if isinstance(value, Blend):
         return
     if isinstance(value, str) and value == "blend":
@@ -114,7 +104,7 @@ def similarity(value: object) -> None:
 
 
 def candidates(value: object) -> None:
-    """Refuse anything but ``"all"``, a candidate spec or a 1-d integer tensor."""
+    """Raise ConvNNError unless a value is ``"all"``, a candidate set or a 1-d integer tensor."""
     if isinstance(value, Random | Grid | Window):
         return
     if isinstance(value, Tensor):
@@ -132,14 +122,13 @@ def candidates(value: object) -> None:
 
 
 def positions(argument: str, value: Tensor, count: int) -> None:
-    """Refuse flat positions outside ``[0, count)``, or given twice."""
+    """Raise ConvNNError for flat positions outside ``[0, count)``, and for a candidate that is listed twice."""
     if value.numel() == 0 or not readable(value):
         return
     low, high = int(value.min()), int(value.max())
     if low < 0 or high >= count:
-        raise invalid(
-            argument, f"positions in [0, {count})", f"{low} to {high}", "count tokens of the (padded) keys from 0"
-        )
+        fix = "count tokens of the (padded) keys from 0"
+        raise invalid(argument, f"positions in [0, {count})", f"{low} to {high}", fix)
     if argument == "candidates" and value.unique().numel() != value.numel():
         raise invalid(argument, "distinct positions", "a position given twice", "pass candidates.unique()")
 
@@ -158,41 +147,38 @@ def grid(value: object, keys: int) -> tuple[int, ...]:
 
 
 def query_index(value: object, queries: int, keys_grid: tuple[int, ...], *, device: torch.device) -> None:
-    """Refuse query positions that are not one per query and inside the grid."""
+    """Raise ConvNNError unless there is one position per query, inside the grid."""
     if isinstance(value, QueryGrid):
         _query_grid(value, queries, keys_grid)
         return
     if not isinstance(value, Tensor) or value.dim() != 1 or value.is_floating_point() or value.dtype == torch.bool:
         got = f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else repr(value)
-        raise invalid(
-            "query_index", "a 1-d integer tensor or a QueryGrid", got, "pass the queries' positions among the keys"
-        )
+        fix = "pass the queries' positions among the keys"
+        raise invalid("query_index", "a 1-d integer tensor or a QueryGrid", got, fix)
     if value.shape[0] != queries:
-        raise invalid(
-            "query_index", f"{queries} positions, one per query", value.shape[0], "give one position per query"
-        )
+        expected = f"{queries} positions, one per query"
+        raise invalid("query_index", expected, value.shape[0], "give one position per query")
     if value.device != device:
         raise invalid("query_index", f"device {device} as the keys", value.device, "move it there")
     positions("query_index", value, math.prod(keys_grid))
 
 
 def _query_grid(value: QueryGrid, queries: int, keys_grid: tuple[int, ...]) -> None:
-    axes = (value.origin, value.shape, value.stride)
+    axes = (value.offset, value.shape, value.stride)
     if not all(isinstance(part, tuple) and len(part) == len(keys_grid) for part in axes):
-        fix = "give origin, shape and stride as tuples with one number per axis"
+        fix = "give offset, shape and stride as tuples with one number per axis"
         raise invalid("query_index", f"a query grid of {len(keys_grid)} axes", value, fix)
     if math.prod(value.shape) != queries:
         fix = "give the shape of the queries' map"
         raise invalid("query_index", f"a query grid of {queries} queries", value.shape, fix)
-    for origin, count, stride, size in zip(*axes, keys_grid, strict=True):
-        if origin < 0 or stride < 1 or origin + (count - 1) * stride >= size:
-            raise invalid(
-                "query_index", f"a query grid inside the grid {keys_grid}", value, "lower origin, shape or stride"
-            )
+    for offset, count, stride, size in zip(*axes, keys_grid, strict=True):
+        if offset < 0 or stride < 1 or offset + (count - 1) * stride >= size:
+            expected = f"a query grid inside the grid {keys_grid}"
+            raise invalid("query_index", expected, value, "lower offset, shape or stride")
 
 
 def key_padding_mask(value: object, tokens: Tensor) -> None:
-    """Refuse a mask that is not a boolean with one entry per token ``(B, M)``, on the tokens' device."""
+    """Raise ConvNNError unless a mask is boolean, ``(B, M)``, and on the tokens' device."""
     if not isinstance(value, Tensor) or value.dtype != torch.bool:
         got = value.dtype if isinstance(value, Tensor) else type(value).__name__
         fix = "make it a boolean tensor, e.g. mask.bool()"
@@ -205,7 +191,7 @@ def key_padding_mask(value: object, tokens: Tensor) -> None:
 
 
 def some_key_left(mask: Tensor) -> None:
-    """Refuse a mask that leaves a sample without any key; unknowable while a graph is being traced."""
+    """Raise ConvNNError if a mask leaves a sample without keys; nothing is checked while a graph is traced."""
     if mask.numel() == 0 or not readable(mask):
         return
     if bool(mask.all(dim=1).any()):
@@ -219,7 +205,7 @@ def too_few(k: int, available: int, *, what: str, fix: str) -> ConvNNError:
 
 
 def gather(problem: Gather, neighbors_k: int) -> None:
-    """Refuse a weight or a bias that does not fit the values and the k neighbours."""
+    """Raise ConvNNError if a weight or a bias does not fit the values and the k neighbours."""
     channels, weight = problem.value.shape[2], problem.weight
     if weight is None:
         if problem.groups != 1:
@@ -229,13 +215,12 @@ def gather(problem: Gather, neighbors_k: int) -> None:
         channels = weight.shape[0]
     if problem.bias is not None:
         if not isinstance(problem.bias, Tensor):
-            raise invalid(
-                "bias", f"a tensor of shape ({channels},)", type(problem.bias).__name__, "pass a torch.Tensor"
-            )
+            got = type(problem.bias).__name__
+            raise invalid("bias", f"a tensor of shape ({channels},)", got, "pass a torch.Tensor")
         if problem.bias.shape != (channels,):
             got = f"shape {tuple(problem.bias.shape)}"
             raise invalid("bias", f"shape ({channels},), one per output channel", got, "give one number per channel")
-        alike(("value", problem.value), ("bias", problem.bias), {})
+        same(("value", problem.value), ("bias", problem.bias), {})
 
 
 def _slot_weight(weight: object, problem: Gather, neighbors_k: int) -> None:
@@ -252,11 +237,11 @@ def _slot_weight(weight: object, problem: Gather, neighbors_k: int) -> None:
     if weight.shape[2] != neighbors_k:
         fix = "give one slot per neighbour"
         raise invalid("weight", f"k = {neighbors_k} slots in its last axis", weight.shape[2], fix)
-    alike(("value", problem.value), ("weight", weight), {})
+    same(("value", problem.value), ("weight", weight), {})
 
 
 def neighbors(value: object, values: Tensor) -> None:
-    """Refuse neighbours that do not fit the values."""
+    """Raise ConvNNError if neighbours do not fit the values."""
     if not isinstance(value, Neighbors):
         fix = "pass what knn_search returned, or convnn.Neighbors(similarity, index)"
         raise invalid("neighbors", "a convnn.Neighbors", type(value).__name__, fix)

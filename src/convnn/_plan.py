@@ -1,6 +1,6 @@
-"""Stages that all searches share: what to compare, the candidates, the order of the slots.
+"""Stages that all searches share: embedding, candidates, slot order.
 
-The implementations differ in how they find the largest scores; this is the rest of a search.
+The implementations differ only in how they find the largest scores.
 """
 
 from __future__ import annotations
@@ -12,35 +12,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._precision import search_dtype, wide_dtype
+from ._tracing import readable
 from .errors import invalid
 from .maps import QueryGrid
-from .precision import search_dtype, wide_dtype
 from .stages import aggregate, candidates, geometry, select, similarity
-from .tracing import readable
 from .types import Blend, Gather, Grid, Neighbors, Search, Window
 
 
 def with_padding(search: Search, gather: Gather | None) -> tuple[Search, Any]:
-    """Make the padding of a map: the same problem on the tokens of the padded map."""
+    """Return the same problem on the tokens of the padded map."""
     described = search.geometry
     if described is None:
         return search, gather
-    made: dict[int, Tensor] = {}
+    maps: dict[int, Tensor] = {}
 
     def padded(tokens: Tensor) -> Tensor:
-        if id(tokens) not in made:
-            made[id(tokens)] = geometry.pad_map(in_rows(tokens), described.padding, described.padding_mode)
-        return geometry.to_tokens(made[id(tokens)])
+        if id(tokens) not in maps:
+            maps[id(tokens)] = geometry.pad_map(in_rows(tokens), described.padding, described.padding_mode)
+        return geometry.to_tokens(maps[id(tokens)])
 
     def in_rows(tokens: Tensor) -> Tensor:
         x = geometry.view_map(tokens, described.sizes)
         # A search wants contiguous tokens.
-        return geometry.gradient_alike(x) if search.similarity == "spatial" else geometry.token_major(x)
+        return geometry.match_gradient_layout(x) if search.similarity == "spatial" else geometry.to_channels_last(x)
 
     key = padded(search.key)
     query = search.query
     if query is search.key:
-        query = geometry.to_tokens(geometry.subsample(made[id(query)], described.queries))
+        query = geometry.to_tokens(geometry.subsample(maps[id(query)], described.queries))
     if gather is not None:
         gather = gather._replace(value=padded(gather.value), source=None)
     return search._replace(query=query, key=key, geometry=None), gather
@@ -49,7 +49,7 @@ def with_padding(search: Search, gather: Gather | None) -> tuple[Search, Any]:
 class CandidateTable(NamedTuple):
     """The candidates of every query.
 
-    ``keys`` is None (every key), ``(r,)`` or ``(N, w)``; ``exists`` ``(N, w)`` tells those inside the grid, None: all.
+    ``keys`` is None (every key), ``(r,)`` or ``(N, w)``; ``exists`` ``(N, w)`` is True inside the grid, None: all.
     """
 
     keys: Tensor | None
@@ -57,7 +57,7 @@ class CandidateTable(NamedTuple):
 
 
 def compared(problem: Search) -> similarity.Compared:
-    """Return what to compare, in the precision of the search: the tokens, or the tokens beside their coordinates."""
+    """Return the tokens to compare, in the precision of the search, with their coordinates under a ``Blend``."""
     dtype = search_dtype(problem.query.dtype)
     query, key = problem.query.to(dtype), problem.key.to(dtype)
     if not isinstance(problem.similarity, Blend):
@@ -65,48 +65,50 @@ def compared(problem: Search) -> similarity.Compared:
     lam, feature = problem.similarity.lam, problem.similarity.feature
     is_euclidean, device = feature in similarity.EUCLIDEAN, key.device
     coordinates = geometry.coordinates(problem.grid, dtype=wide_dtype(device) if is_euclidean else dtype, device=device)
-    own = own_index(problem)
-    own_coordinates, spread = coordinates if own is None else coordinates[own], similarity.feature_spread(key)
+    self_index = query_positions(problem)
+    query_coordinates = coordinates if self_index is None else coordinates[self_index]
+    spread = similarity.feature_spread(key)
     if is_euclidean:
         return similarity.Compared(
-            query, key, feature, lam / spread, own_coordinates * (1 - lam), coordinates * (1 - lam)
+            query, key, feature, lam / spread, query_coordinates * (1 - lam), coordinates * (1 - lam)
         )
     return similarity.Compared(
-        similarity.blend(query, spread, own_coordinates, lam), similarity.blend(key, spread, coordinates, lam), feature
+        similarity.blend(query, spread, query_coordinates, lam),
+        similarity.blend(key, spread, coordinates, lam),
+        feature,
     )
 
 
-def own_index(problem: Search) -> Tensor | None:
-    """Return where the queries stand among the keys, ``(N,)``, or None if they are no keys."""
+def query_positions(problem: Search) -> Tensor | None:
+    """Return the queries' positions among the keys, ``(N,)``, or None if they are no keys."""
     if isinstance(problem.query_index, QueryGrid):
         return problem.query_index.index(problem.grid, problem.query.device)
     return problem.query_index
 
 
-def candidate_table(problem: Search, own: Tensor | None) -> CandidateTable:
-    """Return the candidates of queries that stand at ``own`` ``(N,)``."""
-    chosen, grid, device = problem.candidates, problem.grid, problem.query.device
-    if isinstance(chosen, Tensor):
-        return CandidateTable(chosen, None)
-    if isinstance(chosen, Grid):
-        return CandidateTable(candidates.grid_positions(chosen.g, chosen.margin, grid, device=device), None)
-    if isinstance(chosen, Window) and own is not None:
-        size, dilation = chosen.per_axis(len(grid))
-        positions = geometry.unravel(own, grid)
-        if chosen.border == "shift":
+def candidate_table(problem: Search, self_index: Tensor | None) -> CandidateTable:
+    """Return the candidates of queries at the positions ``self_index`` ``(N,)``."""
+    kind, grid, device = problem.candidates, problem.grid, problem.query.device
+    if isinstance(kind, Tensor):
+        return CandidateTable(kind, None)
+    if isinstance(kind, Grid):
+        return CandidateTable(candidates.grid_positions(kind.g, kind.margin, grid, device=device), None)
+    if isinstance(kind, Window) and self_index is not None:
+        size, dilation = kind.per_axis(len(grid))
+        positions = geometry.unravel(self_index, grid)
+        if kind.border == "shift":
             return CandidateTable(candidates.shifted_window(size, dilation, positions, grid=grid), None)
-        return CandidateTable(
-            *candidates.clipped_window(candidates.window_offsets(size, dilation, device), positions, grid)
-        )
+        offsets = candidates.window_offsets(size, dilation, device)
+        return CandidateTable(*candidates.clipped_window(offsets, positions, grid))
     return CandidateTable(None, None)
 
 
-def select_neighbors(problem: Search, scores: Tensor, table: CandidateTable, own: Tensor | None) -> Tensor:
-    """From scores ``(B or 1, N, w)`` to the keys chosen, ``(B, N, k)``, own token first where it is always taken."""
-    batch, take_self = problem.query.shape[0], problem.include_self and own is not None
-    excluded = excluded_of(problem, table, own if take_self else None)
+def select_neighbors(problem: Search, scores: Tensor, table: CandidateTable, self_index: Tensor | None) -> Tensor:
+    """Return the selected keys ``(B, N, k)`` for scores ``(B or 1, N, w)``; slot 0 is the self index if included."""
+    batch, take_self = problem.query.shape[0], problem.include_self and self_index is not None
+    excluded = excluded_candidates(problem, table, self_index if take_self else None)
     if excluded is not None:
-        if not problem.every:  # then the mask is not to reduce k, and was checked to leave a key
+        if not problem.every:  # otherwise the mask may leave fewer than k; at least one key was checked for
             allowed = (~excluded).expand(*excluded.shape[:2], scores.shape[-1])
             check_enough(problem, allowed.sum(-1), problem.k - take_self)
         scores = select.exclude(scores, excluded)
@@ -114,13 +116,13 @@ def select_neighbors(problem: Search, scores: Tensor, table: CandidateTable, own
     if problem.similarity == "spatial":
         best = best.sort(dim=-1).values
     index = _to_keys(best, table).expand(batch, -1, -1)
-    return select.with_self_first(own, index) if take_self and own is not None else index
+    return select.with_self_first(self_index, index) if take_self and self_index is not None else index
 
 
-def index_among(own: Tensor, keys: Tensor, count: int) -> Tensor:
-    """Return where the tokens ``own`` ``(...)`` stand in the list ``keys`` ``(r,)`` of ``count``; -1 if nowhere."""
+def index_among(self_index: Tensor, keys: Tensor, count: int) -> Tensor:
+    """Return the indices of ``self_index`` ``(...)`` in the list ``keys`` ``(r,)`` of ``count``; -1 if absent."""
     indices = torch.arange(keys.shape[0], device=keys.device)
-    return torch.full((count,), -1, device=keys.device).scatter(0, keys, indices)[own]
+    return torch.full((count,), -1, device=keys.device).scatter(0, keys, indices)[self_index]
 
 
 def _to_keys(index: Tensor, table: CandidateTable) -> Tensor:
@@ -131,17 +133,17 @@ def _to_keys(index: Tensor, table: CandidateTable) -> Tensor:
     return table.keys.expand(index.shape[0], -1, -1).gather(2, index)
 
 
-def excluded_of(problem: Search, table: CandidateTable, own: Tensor | None) -> Tensor | None:
+def excluded_candidates(problem: Search, table: CandidateTable, self_index: Tensor | None) -> Tensor | None:
     """Return the excluded candidates, broadcastable to the scores, or None.
 
-    ``own`` is given where the self index has a slot of its own already.
+    ``self_index`` is excluded too, if given: it fills slot 0 already.
     """
     masks = []
     if table.exists is not None:
         masks.append(~table.exists.unsqueeze(0))
     keys = torch.arange(problem.keys, device=problem.key.device) if table.keys is None else table.keys
-    if own is not None:
-        masks.append((keys == own.unsqueeze(-1)).unsqueeze(0))
+    if self_index is not None:
+        masks.append((keys == self_index.unsqueeze(-1)).unsqueeze(0))
     if problem.key_padding_mask is not None:
         mask = problem.key_padding_mask[:, keys]
         masks.append(mask if mask.dim() == 3 else mask.unsqueeze(1))
@@ -153,14 +155,14 @@ def excluded_of(problem: Search, table: CandidateTable, own: Tensor | None) -> T
     return excluded
 
 
-def check_counts(problem: Search, keys: Tensor | None, own: Tensor | None) -> None:
-    """Refuse a mask that leaves a query too few keys, or candidates ``keys`` ``(r,)`` too few beside itself.
+def check_counts(problem: Search, keys: Tensor | None, self_index: Tensor | None) -> None:
+    """Raise ConvNNError if a query has too few keys after the mask, or too few candidates ``keys`` ``(r,)``.
 
-    ``own`` ``(N,)`` is the self index among the candidates, which has a slot already (-1: none), or None.
+    ``self_index`` ``(N,)`` is the query among the candidates, which fills slot 0 (-1: none), or None.
     """
     mask = problem.key_padding_mask
     # Of k keys or more, even a query that is one of them has k - 1 beside itself.
-    if problem.every or (mask is None and (keys is None or own is None or keys.shape[0] >= problem.k)):
+    if problem.every or (mask is None and (keys is None or self_index is None or keys.shape[0] >= problem.k)):
         return
     if mask is None:
         left = torch.ones(1, problem.keys if keys is None else keys.shape[0], dtype=torch.bool)
@@ -168,13 +170,13 @@ def check_counts(problem: Search, keys: Tensor | None, own: Tensor | None) -> No
     else:
         left = ~mask if keys is None else ~mask[:, keys]
     count = left.sum(-1, keepdim=True)
-    if own is not None:
-        count = count - (left[:, own.clamp(min=0)] & (own >= 0)).long()
-    check_enough(problem, count, problem.k - (own is not None))
+    if self_index is not None:
+        count = count - (left[:, self_index.clamp(min=0)] & (self_index >= 0)).long()
+    check_enough(problem, count, problem.k - (self_index is not None))
 
 
 def check_enough(problem: Search, count: Tensor, needed: int) -> None:
-    """Refuse counts of candidates below what a query needs; unknowable while a graph is being traced."""
+    """Raise ConvNNError if a query has fewer than ``needed`` candidates; nothing is checked while a graph is traced."""
     if count.numel() == 0 or not readable(count):
         return
     least = int(count.min())
@@ -186,13 +188,13 @@ def check_enough(problem: Search, count: Tensor, needed: int) -> None:
         raise invalid("k", what, problem.k, fix)
 
 
-def unweighted(problem: Search, index: Tensor) -> Neighbors:
-    """Return neighbours with zeros in place of their similarities."""
+def without_similarity(problem: Search, index: Tensor) -> Neighbors:
+    """Return neighbours with zeros as their similarities."""
     return Neighbors(index.new_zeros(1, dtype=search_dtype(problem.query.dtype)).expand(index.shape), index)
 
 
 def in_slot_order(problem: Search, pairs: Tensor, index: Tensor) -> Neighbors:
-    """Order the slots by the exact similarities; the scores that chose them may differ in the last bit."""
+    """Order the slots by the exact similarities; the scores of the search may differ in the last bit."""
     if problem.every and problem.key_padding_mask is not None:
         masked = problem.key_padding_mask.unsqueeze(1).expand(-1, index.shape[1], -1).gather(2, index)
         pairs = pairs.masked_fill(masked, -torch.inf)
@@ -214,33 +216,35 @@ def _sort_others(index: Tensor) -> tuple[Tensor, Tensor]:
 
 def search_spatial(problem: Search) -> Neighbors:
     """Find the k nearest grid positions: a table of offsets, the same for every sample and every feature."""
-    own = own_index(problem)
-    if own is None:
+    self_index = query_positions(problem)
+    if self_index is None:
         raise invalid("query_index", "the queries' positions (spatial similarity compares positions)", None, "pass it")
-    grid, positions = problem.grid, geometry.unravel(own, problem.grid)
-    index, exists = _spatial_table(problem, own, positions)
+    grid, positions = problem.grid, geometry.unravel(self_index, problem.grid)
+    index, exists = _spatial_table(problem, self_index, positions)
     _, ranking = similarity.spatial(positions.unsqueeze(1), geometry.unravel(index, grid), grid)
     # Ties go to the lowest index, which is raster order: this similarity has a tie rule of its own.
     in_order = problem._replace(deterministic=True)
-    chosen = select_neighbors(in_order, -ranking.unsqueeze(0), CandidateTable(index, exists), own)
-    distance, _ = similarity.spatial(positions.unsqueeze(1), geometry.unravel(chosen, grid), grid)
-    return Neighbors(-distance.to(search_dtype(problem.query.dtype)), chosen)
+    index = select_neighbors(in_order, -ranking.unsqueeze(0), CandidateTable(index, exists), self_index)
+    distance, _ = similarity.spatial(positions.unsqueeze(1), geometry.unravel(index, grid), grid)
+    return Neighbors(-distance.to(search_dtype(problem.query.dtype)), index)
 
 
-def _spatial_table(problem: Search, own: Tensor, positions: Tensor) -> tuple[Tensor, Tensor | None]:
-    table, grid = candidate_table(problem, own), problem.grid
+def _spatial_table(problem: Search, self_index: Tensor, positions: Tensor) -> tuple[Tensor, Tensor | None]:
+    table, grid = candidate_table(problem, self_index), problem.grid
     if table.keys is not None:
         return table.keys, table.exists
     if problem.key_padding_mask is not None:
-        return torch.arange(problem.keys, device=own.device), None
+        return torch.arange(problem.keys, device=self_index.device), None
     radius = candidates.nearest_radius(problem.k, grid)
     size = tuple(2 * min(radius, length - 1) + 1 for length in grid)
-    offsets = candidates.window_offsets(size, (1,) * len(grid), own.device)
+    offsets = candidates.window_offsets(size, (1,) * len(grid), self_index.device)
     return candidates.clipped_window(offsets, positions, grid)
 
 
-def rho_of(problem: Gather, s: Tensor, softmax: Callable[[Tensor], Tensor] = aggregate.softmax) -> Tensor | None:
-    """Return what weights the neighbours of similarity ``(B, N, k)``, with dropout; None for ones."""
+def rho_with_dropout(
+    problem: Gather, s: Tensor, softmax: Callable[[Tensor], Tensor] = aggregate.softmax
+) -> Tensor | None:
+    """Return rho of the similarities ``(B, N, k)``, with dropout; None for ones."""
     rho = aggregate.neighbor_weights(s, problem.weighting, problem.temperature, softmax)
     if not problem.dropout_p:
         return rho

@@ -1,0 +1,99 @@
+"""The search of bounded memory, by custom operators, for the implementations that share it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import _plan as plan
+from ._precision import search_dtype, without_autocast
+from .ops.bags import pair_distance, pair_product
+from .ops.euclidean import nearest_euclidean
+from .ops.nearest import nearest
+from .stages import select, similarity
+from .types import Neighbors, Search
+
+
+def neighbors(problem: Search) -> Neighbors:
+    """Find the k neighbours of every query, some queries at a time."""
+    if problem.similarity == "spatial":
+        return plan.search_spatial(problem)
+    with without_autocast(problem.query.device):
+        compared, self_index = plan.compared(problem), plan.query_positions(problem)
+        with torch.no_grad():
+            index = _select(problem, compared, plan.candidate_table(problem, self_index), self_index)
+        if not problem.need_similarity:
+            return plan.without_similarity(problem, index)
+        pairs = similarity.pairwise(compared, index, problem.scale, product=pair_product, distance=pair_distance)
+        return plan.in_slot_order(problem, pairs, index)
+
+
+def among_candidates(problem: Search) -> Tensor:
+    """Find the neighbours other than the query itself: indices ``(B, N, k - 1)`` into the list of candidates."""
+    with without_autocast(problem.query.device), torch.no_grad():
+        self_index = plan.query_positions(problem)
+        return _among_all(problem, plan.compared(problem), plan.candidate_table(problem, self_index).keys, self_index)
+
+
+def among_tokens(problem: Search, candidates: Tensor) -> Tensor:
+    """Search as ``among_candidates`` does, with the candidates' features ``(B, r, C)``."""
+    dtype = search_dtype(problem.query.dtype)
+    with without_autocast(problem.query.device), torch.no_grad():
+        self_index = plan.query_positions(problem)
+        compared = similarity.Compared(problem.query.to(dtype), candidates.to(dtype), str(problem.similarity))
+        return _among_listed(problem, compared, plan.candidate_table(problem, self_index).keys, self_index)
+
+
+def _select(
+    problem: Search, compared: similarity.Compared, table: plan.CandidateTable, self_index: Tensor | None
+) -> Tensor:
+    if table.keys is not None and table.keys.dim() == 2:
+        return plan.select_neighbors(problem, _window_scores(problem, compared, table.keys), table, self_index)
+    self_index = self_index if problem.include_self else None
+    listed = _among_all(problem, compared, table.keys, self_index)
+    index = listed if table.keys is None else table.keys[listed]
+    return index if self_index is None else select.with_self_first(self_index, index)
+
+
+def _among_all(
+    problem: Search, compared: similarity.Compared, keys: Tensor | None, self_index: Tensor | None
+) -> Tensor:
+    """Return indices ``(B, N, k)`` into the keys, or into those listed; without the self index, k - 1."""
+    if keys is not None:  # the other keys are not compared
+        position = compared.key_position
+        compared = compared._replace(
+            key=compared.key.index_select(1, keys), key_position=None if position is None else position[keys]
+        )
+    return _among_listed(problem, compared, keys, self_index)
+
+
+def _among_listed(
+    problem: Search, compared: similarity.Compared, keys: Tensor | None, self_index: Tensor | None
+) -> Tensor:
+    """Search as ``_among_all`` does, with ``compared`` of the listed keys alone."""
+    masked, skip = problem.key_padding_mask, self_index
+    if keys is not None:
+        masked = None if masked is None else masked[:, keys]
+        skip = None if self_index is None else plan.index_among(self_index, keys, problem.keys)
+    plan.check_counts(problem, keys, skip)
+    count = problem.k - (self_index is not None)
+    index: Tensor
+    if compared.metric in similarity.EUCLIDEAN:
+        query, key, _, factor, query_position, key_position = compared
+        index = nearest_euclidean(
+            query, key, factor, query_position, key_position, masked, skip, count, problem.deterministic
+        )
+    else:
+        query, key = similarity.embed_to_rank(compared.query, compared.key, compared.metric, problem.scale)
+        index = nearest(query, key, None, masked, skip, count, problem.deterministic)
+    return index
+
+
+def _window_scores(problem: Search, compared: similarity.Compared, keys: Tensor) -> Tensor:
+    """Compare every query with its own window ``(N, w)``: ``(B, N, w)``."""
+    index = keys.expand(compared.query.shape[0], -1, -1)
+    if compared.metric in similarity.EUCLIDEAN:
+        return -similarity.squared_distances(compared, index, pair_distance)
+    query, key = similarity.embed_to_rank(compared.query, compared.key, compared.metric, problem.scale)
+    scores: Tensor = pair_product(query, key, index)
+    return scores
