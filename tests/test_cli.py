@@ -2,7 +2,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -41,10 +40,8 @@ def test_help_imports_nothing_heavy():
     heavy = ("lightning", "timm", "sklearn", "matplotlib", "torchmetrics", "rich")
     code = "import sys, convnn.cli\ntry:\n    convnn.cli.main(['train', '--help'])\nexcept SystemExit:\n    pass\n"
     code += f"print([name for name in {heavy} if name in sys.modules])"
-    started = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.rstrip().endswith("[]")
-    assert time.perf_counter() - started < 30
 
 
 def test_version(capsys):

@@ -105,12 +105,6 @@ def sleeper(milliseconds: float) -> Any:
     return lambda grad: lambda: time.sleep((2 if grad else 1) * milliseconds / 1e3)
 
 
-def test_the_clock_of_two_steps_in_turn() -> None:
-    ours, theirs = measure.in_turn(sleeper(4)(False), sleeper(12)(False), seconds=0.05, turn=0.0)
-    assert 4 <= ours < theirs
-    assert theirs >= 12
-
-
 @pytest.mark.parametrize(("turn", "order"), [(0.0, "abababab"), (5.0, "abaaabbaaabb")])
 def test_whose_turn_it_is(turn: float, order: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps of 2 and 3 seconds by a clock that only they move, timed for 13 seconds: turn by turn, 3 times at least."""

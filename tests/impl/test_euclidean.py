@@ -184,27 +184,30 @@ def test_equal_distances_go_lowest_index_first_in_a_stable_search(scale):
     assert torch.equal(found, exact.sort(dim=1, stable=True).indices[:, :12])
 
 
+@pytest.fixture(params=["high", "medium", "backend by backend"])
+def _reduced_precision(request):
+    """Let torch compute products in reduced precision, by either of its settings."""
+    before = torch.get_float32_matmul_precision()
+    matmul = torch.backends.mkldnn.matmul
+    if request.param == "backend by backend":
+        matmul.fp32_precision = "bf16"
+    else:
+        torch.set_float32_matmul_precision(request.param)
+    yield
+    matmul.fp32_precision = "none"  # torch does not mix the two settings
+    torch.set_float32_matmul_precision(before)
+    matmul.fp32_precision = "none"
+
+
+@pytest.mark.usefixtures("_reduced_precision")
 def test_products_in_reduced_precision_are_not_trusted(monkeypatch):
     x = clusters(30.0)
-    monkeypatch.setattr(euclidean, "_float32_is_reduced", lambda: True)
     rough = euclidean.nearest_scores
-    # As TF32 and bfloat16 do: the products of float32 numbers are wrong from the third digit on.
+    # What a processor that reduces them does: the products of float32 numbers are wrong from the third digit on.
     monkeypatch.setattr(euclidean, "nearest_scores", lambda q, k, *rest, **channels: rough(*(
         t.bfloat16().float() if t.dtype == torch.float32 else t for t in (q, k)), *rest, **channels))  # fmt: skip
     found = nearest_euclidean(x[None], x[None], None, None, None, None, None, K, False)[0]
     assert_nearest(found, distances(x, x), torch.float32)
-
-
-def test_the_precision_of_products_is_read_from_torch(monkeypatch):
-    assert not euclidean._float32_is_reduced()
-    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
-    assert euclidean._float32_is_reduced()
-
-    def mixed():
-        raise RuntimeError("a mix of the legacy and new APIs")
-
-    monkeypatch.setattr(torch, "get_float32_matmul_precision", mixed)
-    assert euclidean._float32_is_reduced()
 
 
 def test_broken_tokens_do_not_change_the_others():
