@@ -19,18 +19,34 @@ from convnn import (
     ConvNN2d,
     ConvNN3d,
     ConvNNAttention,
+    ConvNNError,
     ConvNNMultiheadAttention,
     Grid,
     HybridAttention,
     HybridConvNN2d,
     Random,
     Window,
+    explain_choice,
 )
+from convnn.impl import choose
+
+
+def runs_anything(impl: str) -> bool:
+    """Return whether an implementation can run a plain search and gather, of no limit case."""
+    x = torch.zeros(1, 4, 2)
+    try:
+        explain_choice(x, x, x, k=2, impl=impl)
+    except ConvNNError:
+        return False
+    return True
+
 
 SIMILARITIES: dict[str, Any] = {
     **{name: name for name in ("cosine", "dot", "sqeuclidean", "euclidean", "spatial")},
     **{f"blend {feature}": Blend(0.6, feature) for feature in ("cosine", "sqeuclidean", "euclidean")},
 }
+# By name, those that run any search and any gather, one that is added too; the others are for some problems only.
+IMPLEMENTATIONS = tuple(each.name for each in choose.IMPLEMENTATIONS if runs_anything(each.name))
 FEATURES = ("cosine", "dot", "sqeuclidean", "euclidean")
 WEIGHTINGS = ("ones", "identity", "softmax")
 # For maps of two axes; all but the dilated window for other maps too. At least 8 tokens, and up to 3 neighbours.

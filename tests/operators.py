@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -30,6 +31,14 @@ def kernels(enabled: bool) -> Iterator[None]:
         for operator in OPERATORS:
             stack.enter_context(operator.set_kernel_enabled("cpu", enabled=enabled))
         yield
+
+
+def derivatives(function: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
+    """Return an output, its gradients and theirs: each time of the sum of squares, by all inputs."""
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    out = function(*leaves)
+    first = torch.autograd.grad(out.square().sum(), leaves, create_graph=True)
+    return [out, *first, *torch.autograd.grad(sum(g.square().sum() for g in first), leaves)]
 
 
 class LargestTensor(TorchDispatchMode):

@@ -66,7 +66,9 @@ def test_the_default_compiler_computes_the_same(name: str, last: bool) -> None:
     compiled = torch.compile(layer, fullgraph=True, dynamic=True)
     for size in (8, 10):
         x = example(name, size).contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-        torch.testing.assert_close(*compiled_and_not(compiled, layer, x), rtol=1e-5, atol=1e-5)
+        ours, theirs = compiled_and_not(compiled, layer, x)
+        torch.testing.assert_close(ours.pop("output"), theirs.pop("output"), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", TRACED)

@@ -11,7 +11,7 @@ from torch import Tensor
 import convnn
 from convnn.testing import assert_close, function_with_gradients, separated_tokens
 
-from .layers import FEATURES, LAYERS, SIMILARITIES, WEIGHTINGS, example, make
+from .layers import FEATURES, IMPLEMENTATIONS, LAYERS, SIMILARITIES, WEIGHTINGS, example, make
 
 K = 3
 
@@ -75,7 +75,7 @@ def test_derivatives_of_layers(name):
 
 
 # ------------------------------------------------------------------------------------------------ where gradients flow
-@pytest.mark.parametrize("impl", ["reference", "dense"])
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 def test_the_index_has_no_gradient(impl):
     given = inputs("query", "key")
     found = convnn.knn_search(given["query"], given["key"], K, impl=impl)
@@ -83,7 +83,7 @@ def test_the_index_has_no_gradient(impl):
     assert found.similarity.requires_grad
 
 
-@pytest.mark.parametrize("impl", ["reference", "dense"])
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 def test_ones_do_not_read_the_similarities(similarity, impl):
     """Constant weights: a change of the queries that keeps the neighbours changes nothing."""
@@ -95,7 +95,7 @@ def test_ones_do_not_read_the_similarities(similarity, impl):
         assert gradients[f"gradient of {name}"].abs().sum() > 0
 
 
-@pytest.mark.parametrize("impl", ["reference", "dense"])
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize("weighting", ["identity", "softmax"])
 @pytest.mark.parametrize("similarity", [name for name in SIMILARITIES if name != "spatial"])
 def test_keys_that_no_query_chose_have_no_gradient(similarity, weighting, impl):
@@ -124,7 +124,7 @@ def test_keys_that_no_query_chose_have_no_gradient(similarity, weighting, impl):
     assert (gradients["gradient of query"].abs().sum(-1) > 0).all()
 
 
-@pytest.mark.parametrize("impl", ["reference", "dense"])
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize("similarity", FEATURES)
 def test_the_gradient_is_that_of_the_chosen_pairs_alone(similarity, impl):
     """The same numbers as for an index that was written down before, as a constant."""

@@ -14,8 +14,10 @@ import convnn
 from convnn.impl.choose import IMPLEMENTATIONS
 from convnn.testing import assert_close, covering_set, function_with_gradients, separated_tokens
 
+from .. import layers
 from ..layers import CANDIDATES, SIMILARITIES, WEIGHTINGS
 
+OTHERS = [impl for impl in layers.IMPLEMENTATIONS if impl != "reference"]
 GRID = (3, 4)
 KEYS = 12
 CHANNELS = 4
@@ -82,12 +84,13 @@ def search(case: dict[str, Any], impl: str, dtype: torch.dtype, *, oracle: bool 
     return convnn.knn_search(key if query is None else query, key, K, impl=impl, **search_options(case))
 
 
-def compare_neighbours(case: dict[str, Any], impl: str, dtype: torch.dtype) -> None:
+def compare_neighbours(case: dict[str, Any], dtype: torch.dtype) -> None:
     expected = search(case, "reference", dtype, oracle=True)
-    actual = search(case, impl, dtype)
-    assert actual.similarity.dtype == (dtype if dtype in (torch.float32, torch.float64) else torch.float32)
-    assert torch.equal(actual.index, expected.index), case
-    assert_close({"similarity": actual.similarity}, {"similarity": expected.similarity}, case=case)
+    for impl in OTHERS:
+        actual = search(case, impl, dtype)
+        assert actual.similarity.dtype == (dtype if dtype in (torch.float32, torch.float64) else torch.float32)
+        assert torch.equal(actual.index, expected.index), (impl, case)
+        assert_close({"similarity": actual.similarity}, {"similarity": expected.similarity}, case=(impl, case))
 
 
 @pytest.mark.parametrize("candidates", CANDIDATES)
@@ -99,7 +102,7 @@ def test_every_search(similarity, candidates):
             "queries": queries,
         }  # fmt: skip
         if exists(case):
-            compare_neighbours(case, "dense", torch.float64)
+            compare_neighbours(case, torch.float64)
 
 
 def tensors(case: dict[str, Any]) -> dict[str, Tensor | None]:
@@ -175,8 +178,8 @@ CASES = covering_set(OPTIONS, allowed=exists)
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case.values())))
 def test_outputs_and_gradients(case):
-    compare_neighbours(case, "dense", case["dtype"])
-    assert {"auto", "reference", "dense"} <= set(compare(tensors(case), aggregate_options(case)))
+    compare_neighbours(case, case["dtype"])
+    assert {"auto", *layers.IMPLEMENTATIONS} <= set(compare(tensors(case), aggregate_options(case)))
 
 
 @pytest.mark.parametrize("dtype", OPTIONS["dtype"])
@@ -197,7 +200,7 @@ def test_every_aggregation(weight, weighting, dtype):
 
     exact = {name: None if tensor is None else tensor.double() for name, tensor in given.items()}
     expected = function_with_gradients(functools.partial(gather, "reference"), **exact)
-    for impl in ("auto", "reference", "dense"):
+    for impl in ("auto", *layers.IMPLEMENTATIONS):
         assert_close(function_with_gradients(functools.partial(gather, impl), **given), expected, case=impl)
 
 

@@ -11,8 +11,10 @@ from torch import Tensor
 import convnn
 from convnn.ops.cpu import euclidean
 from convnn.ops.euclidean import nearest_euclidean
+from convnn.testing import function_with_gradients
 
-IMPLS = ("reference", "dense", "tiled")
+from ..layers import IMPLEMENTATIONS
+
 K = 5
 
 
@@ -54,7 +56,7 @@ def assert_nearest(found: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
     assert ((taken - best).abs() <= 4 * torch.finfo(dtype).eps * best).all()
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize("name", DATA)
 def test_the_neighbours_are_those_of_the_exact_distances(name, impl):
     torch.manual_seed(0)
@@ -122,7 +124,7 @@ def test_among_few_candidates_too(name, candidates, impl):
     assert_nearest(index[:, 1:], exact, torch.float32)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize("lam", [0.0, 0.4, 1.0])
 def test_a_blend_does_not_round_coordinates(lam, impl):
     """Of features far from zero: joined and scaled before they are compared, they would lose their digits."""
@@ -143,13 +145,13 @@ def test_a_blend_does_not_round_coordinates(lam, impl):
 def test_gradients_do_not_lose_digits_to_an_offset(offset, impl):
     torch.manual_seed(0)
     x = torch.randn(1, 40, 4) + offset
-    weight = torch.randn(1, 40, K)
-    gradients = []
-    for dtype in (torch.float32, torch.float64):
-        leaf = x.to(dtype).requires_grad_()
-        found = convnn.knn_search(leaf, leaf, K, similarity="euclidean", impl=impl)
-        gradients.append(torch.autograd.grad((found.similarity * weight.to(dtype)).sum(), leaf)[0].double())
-    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+    rough, exact = (
+        function_with_gradients(
+            lambda x: convnn.knn_search(x, x, K, similarity="euclidean", impl=impl).similarity, x=given
+        )
+        for given in (x, x.double())
+    )
+    torch.testing.assert_close(rough["gradient of x"].double(), exact["gradient of x"], rtol=1e-4, atol=1e-5)
 
 
 # --------------------------------------------------------------------------------------------------------- the operator
