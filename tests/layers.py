@@ -63,7 +63,7 @@ CANDIDATES: dict[str, Any] = {
 # Every layer with its options left open: 4 channels of a map, or 8 of tokens in 2 heads.
 KINDS: dict[str, Callable[..., Any]] = {
     "ConvNN": partial(ConvNN2d, 4, 4, k=3),
-    "hybrid": partial(HybridConvNN2d, 4, 4, k=3),
+    "hybrid": partial(HybridConvNN2d, 4, 8, k=3),
     "attention": partial(ConvNNAttention, 8, 2, k=3),
     "hybrid attention": partial(HybridAttention, 8, 2, k=3),
     "multihead": partial(ConvNNMultiheadAttention, 8, 2, k=3, batch_first=True),

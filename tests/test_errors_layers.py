@@ -34,8 +34,8 @@ TOKENS = torch.randn(2, 10, 8, generator=torch.Generator().manual_seed(0))
 NAN = float("nan")
 
 
-layer = partial(ConvNN2d, 4, 4)
-hybrid, attention, multihead, mixed = (KINDS[name] for name in ("hybrid", "attention", "multihead", "hybrid attention"))
+layer, hybrid = partial(ConvNN2d, 4, 4), partial(HybridConvNN2d, 4, 4)
+attention, multihead, mixed = (KINDS[name] for name in ("attention", "multihead", "hybrid attention"))
 
 
 def mask(*shape: int) -> torch.Tensor:

@@ -137,7 +137,7 @@ def test_functionals(impl: str) -> None:
     for (weight, groups), weighting, candidates in itertools.product(
         weights.items(), ("ones", "identity", "softmax"), CANDIDATES.values()
     ):
-        search: dict[str, Any] = {"k": 3, "similarity": "dot", "candidates": candidates}
+        search: dict[str, Any] = {"k": 3, "similarity": "dot", "candidates": candidates, "grid": (2, 4)}
         gather: dict[str, Any] = {"weight": weight, "groups": groups, "weighting": weighting, "impl": impl}
         x = torch.randn(2, 8, 4)
         assert_in_place_works(lambda y: knn_aggregate(y, y, y, **search, **gather), x)  # noqa: B023
