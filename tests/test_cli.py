@@ -166,7 +166,9 @@ def test_train_from_the_command_line(tmp_path, capsys):
     assert "Going on with the run in" in shown
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("train", "--help"), ("table", "headline")])
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("--version",), ("train", "--help"), ("profile", "small_cnn", "--no-time")]
+)
 def test_output_that_nobody_reads_ends_the_command_quietly(monkeypatch, capsys, arguments):
     reading, writing = os.pipe()
     os.close(reading)

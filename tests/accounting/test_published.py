@@ -2,7 +2,6 @@
 
 import math
 from collections import Counter
-from functools import cache
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from timm.layers import Attention
 
 from convnn import Blend, ConvNNAttention, Grid, Random
 from convnn.accounting.counting import CONVENTIONS, record_products
-from convnn.accounting.headline import PUBLISHED, cut, headline
+from convnn.accounting.headline import PUBLISHED, cut
 from convnn.models import create_model, published
 
 from ..published_rows import build, image_of, name_of, rows
@@ -63,14 +62,9 @@ def dropped_out(model, image):
     return sum(elements)
 
 
-@cache
-def headline_rows():
-    return {row.published.name: row for row in headline()}
-
-
 @pytest.mark.parametrize("row", PUBLISHED, ids=lambda row: row.name)
-def test_the_headline_to_the_digit(row):
-    ours = headline_rows()[row.name]
+def test_the_headline_to_the_digit(row, headline_rows):
+    ours = headline_rows[row.name]
     assert cut(ours.parameters / 1e6) == f"{row.parameters:.3f}"
     assert cut(ours.flops["published"] / 1e9) == f"{row.gflops:.3f}"
 
@@ -86,17 +80,17 @@ HEADLINE = {
 
 
 @pytest.mark.parametrize("name", HEADLINE)
-def test_the_headline_by_convention(name):
+def test_the_headline_by_convention(name, headline_rows):
     parameters, printed, in_full = HEADLINE[name]
-    row = headline_rows()[name]
+    row = headline_rows[name]
     assert row.parameters == parameters
     assert cut(row.flops["published"] / 1e9) == printed
     assert row.flops["gather"] / 1e9 == pytest.approx(in_full, abs=0.005)
 
 
-def test_only_what_is_executed_makes_the_sampled_hybrids_cheaper():
+def test_only_what_is_executed_makes_the_sampled_hybrids_cheaper(headline_rows):
     """The published count says that they are; gathered in full they are not; executed they are."""
-    flops = {name: row.flops for name, row in headline_rows().items()}
+    flops = {name: row.flops for name, row in headline_rows.items()}
     baseline = flops["resnet50_conv"]
     assert len(set(baseline.values())) == 1
     for name, executed in (("resnet50_hybrid_random32", 7.49), ("resnet50_hybrid_grid5", 7.42)):
@@ -106,10 +100,10 @@ def test_only_what_is_executed_makes_the_sampled_hybrids_cheaper():
         assert flops[name]["executed"] / 1e9 == pytest.approx(executed, abs=0.005)
 
 
-def test_executed_headline_by_hand():
+def test_executed_headline_by_hand(headline_rows):
     """13 layers, their maps padded by one: r candidates, whose slots are applied first; half the channels convolve."""
     stages = ((56, 64, 3), (28, 128, 3), (14, 256, 5), (7, 512, 2))
-    rest = headline_rows()["resnet50_conv"].flops["executed"]
+    rest = headline_rows["resnet50_conv"].flops["executed"]
     for name, r in (("resnet50_hybrid_random32", 32), ("resnet50_hybrid_grid5", 25)):
         total = rest
         for side, width, count in stages:
@@ -117,7 +111,7 @@ def test_executed_headline_by_hand():
             convnn = 2 * tokens * r * width + 2 * (tokens + r * 8) * width * half
             hybrid = convnn + 2 * tokens * 9 * width * half + 2 * tokens * width * width
             total += count * (hybrid - 2 * tokens * 9 * width * width)
-        assert headline_rows()[name].flops["executed"] == total
+        assert headline_rows[name].flops["executed"] == total
 
 
 # name, published GFLOPs, true GFLOPs, to four digits, as the published tables have them.
