@@ -137,9 +137,9 @@ def test_functionals(impl: str) -> None:
     for (weight, groups), weighting, candidates in itertools.product(
         weights.items(), ("ones", "identity", "softmax"), CANDIDATES.values()
     ):
-        search: dict[str, Any] = {"k": 3, "similarity": "dot", "candidates": candidates, "grid": (2, 4)}
+        search: dict[str, Any] = {"k": 3, "similarity": "dot", "candidates": candidates, "grid": (3, 4)}
         gather: dict[str, Any] = {"weight": weight, "groups": groups, "weighting": weighting, "impl": impl}
-        x = torch.randn(2, 8, 4)
+        x = torch.randn(2, 12, 4)
         assert_in_place_works(lambda y: knn_aggregate(y, y, y, **search, **gather), x)  # noqa: B023
         assert_in_place_works(lambda y: knn_gather(y, knn_search(y, y, **search), **gather), x)  # noqa: B023
 
