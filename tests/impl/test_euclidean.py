@@ -201,7 +201,6 @@ def _reduced_precision(request):
     matmul.fp32_precision = "none"
 
 
-@pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN")  # of Intel GPUs
 @pytest.mark.usefixtures("_reduced_precision")
 def test_products_in_reduced_precision_are_not_trusted(monkeypatch):
     x = clusters(30.0)
