@@ -2,7 +2,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -41,10 +40,8 @@ def test_help_imports_nothing_heavy():
     heavy = ("lightning", "timm", "sklearn", "matplotlib", "torchmetrics", "rich")
     code = "import sys, convnn.cli\ntry:\n    convnn.cli.main(['train', '--help'])\nexcept SystemExit:\n    pass\n"
     code += f"print([name for name in {heavy} if name in sys.modules])"
-    started = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.rstrip().endswith("[]")
-    assert time.perf_counter() - started < 30
 
 
 def test_version(capsys):
@@ -169,7 +166,9 @@ def test_train_from_the_command_line(tmp_path, capsys):
     assert "Going on with the run in" in shown
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("train", "--help"), ("table", "headline")])
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("--version",), ("train", "--help"), ("profile", "small_cnn", "--no-time")]
+)
 def test_output_that_nobody_reads_ends_the_command_quietly(monkeypatch, capsys, arguments):
     reading, writing = os.pipe()
     os.close(reading)

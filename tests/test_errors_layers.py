@@ -20,7 +20,6 @@ from convnn import (
     ConvNNError,
     ConvNNMultiheadAttention,
     Grid,
-    HybridAttention,
     HybridConvNN2d,
     Random,
     Window,
@@ -28,29 +27,15 @@ from convnn import (
     convert,
 )
 
+from .layers import KINDS
+
 X = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
 TOKENS = torch.randn(2, 10, 8, generator=torch.Generator().manual_seed(0))
 NAN = float("nan")
 
 
-def layer(*arguments: Any, **options: Any) -> ConvNN2d:
-    return ConvNN2d(4, 4, *arguments, **options)
-
-
-def hybrid(**options: Any) -> HybridConvNN2d:
-    return HybridConvNN2d(4, 4, **options)
-
-
-def attention(k: Any = 3, **options: Any) -> ConvNNAttention:
-    return ConvNNAttention(8, 2, k=k, **options)
-
-
-def multihead(k: Any = 3, **options: Any) -> ConvNNMultiheadAttention:
-    return ConvNNMultiheadAttention(8, 2, k=k, batch_first=True, **options)
-
-
-def mixed(**options: Any) -> HybridAttention:
-    return HybridAttention(8, 2, k=3, **options)
+layer, hybrid = partial(ConvNN2d, 4, 4), partial(HybridConvNN2d, 4, 4)
+attention, multihead, mixed = (KINDS[name] for name in ("attention", "multihead", "hybrid attention"))
 
 
 def mask(*shape: int) -> torch.Tensor:
@@ -142,7 +127,7 @@ INPUT: dict[str, Misuse] = {
         lambda: HybridConvNN2d(4, 4, 7, padding="valid", branch_ratio=0.0)(X), "input", ("more than 6", "6")),
     "attention: channels": (lambda: attention()(TOKENS[..., :7]), "input", ("8 channels", "(2, 10, 7)")),
     "attention: a map": (lambda: attention()(X), "input", ("(batch, tokens, 8)", "(2, 4, 6, 6)")),
-    "attention: k": (lambda: attention(11)(TOKENS), "k", ("at most 10", "got 11")),
+    "attention: k": (lambda: attention(k=11)(TOKENS), "k", ("at most 10", "got 11")),
     "attention: attn_mask": (
         lambda: attention()(TOKENS, torch.zeros(10, 10)), "attn_mask", ("key_padding_mask", "(10, 10)")),
     "attention: causal": (lambda: attention()(TOKENS, is_causal=True), "attn_mask", ("is_causal=True",)),
@@ -196,7 +181,7 @@ OTHERS: dict[str, Misuse] = {
     "hybrid: k of no branch": (lambda: hybrid(branch_ratio=0.0, k=0), "k", ("at least 1", "got 0")),
     "attention: heads": (lambda: ConvNNAttention(10, 4), "num_heads", ("divisor of dim = 10", "got 4")),
     "attention: no heads": (lambda: ConvNNAttention(8, 0), "num_heads", ("at least 1", "got 0")),
-    "attention: k left open": (lambda: attention(None), "k", ("one weight per slot", "aggregation='sum'")),
+    "attention: k left open": (lambda: attention(k=None), "k", ("one weight per slot", "aggregation='sum'")),
     "attention: no width": (lambda: attention(dim_out=0), "dim_out", ("at least 1", "got 0")),
     "attention: dropout of all": (lambda: attention(attn_drop=1.0), "attn_drop", ("[0, 1)", "got 1.0")),
     "attention: dropout nan": (lambda: attention(attn_drop=NAN), "attn_drop", ("nan",)),

@@ -16,7 +16,8 @@ from torch import Tensor
 import convnn
 from convnn.testing import assert_close, separated_tokens
 
-FEATURES = ("cosine", "dot", "sqeuclidean", "euclidean")
+from .layers import FEATURES
+
 few = settings(max_examples=50, deadline=None, derandomize=True)
 seeds = st.integers(0, 2**16)
 sizes = st.integers(2, 14)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,38 +12,10 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vjp, vmap
 
-from convnn import (
-    Blend,
-    ConvNN1d,
-    ConvNN2d,
-    ConvNNAttention,
-    ConvNNError,
-    Grid,
-    HybridAttention,
-    HybridConvNN2d,
-    Random,
-    Window,
-    knn_aggregate,
-)
+from convnn import ConvNN2d, ConvNNError, knn_aggregate
 
-MAP, TOKENS = (3, 4, 4, 4), (3, 6, 8)
-LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "all": (lambda: ConvNN2d(4, 4, 3, candidate_padding=1), MAP),
-    "random": (lambda: ConvNN2d(4, 4, 3, candidate_padding=1, candidates=Random(7)), MAP),
-    "grid": (lambda: ConvNN2d(4, 4, 3, candidates=Grid(2), weighting="softmax"), MAP),
-    "window": (lambda: ConvNN2d(4, 4, 3, candidate_padding=1, candidates=Window(3)), MAP),
-    "positions": (lambda: ConvNN2d(4, 4, 3, candidates=torch.tensor([1, 3, 6]), aggregation="depthwise"), MAP),
-    "euclidean": (lambda: ConvNN2d(4, 4, 3, similarity="euclidean", weighting="softmax"), MAP),
-    "blend": (lambda: ConvNN2d(4, 4, 3, similarity=Blend(0.5), aggregation="depthwise_separable"), MAP),
-    "spatial": (lambda: ConvNN2d(4, 4, 5, similarity="spatial", groups=2), MAP),
-    "sum": (lambda: ConvNN2d(4, 4, 3, aggregation="sum", projection=True, weighting="softmax"), MAP),
-    "convolution": (lambda: ConvNN2d.from_conv(nn.Conv2d(4, 4, 3, padding=1, stride=2)), MAP),
-    "one axis": (lambda: ConvNN1d(4, 4, 3, candidates=Random(4)), (3, 4, 7)),
-    "hybrid": (lambda: HybridConvNN2d(4, 4, 3, 3), MAP),
-    "attention": (lambda: ConvNNAttention(8, 2, k=None, aggregation="sum"), TOKENS),
-    "k-NN attention": (lambda: ConvNNAttention(8, 2, k=3), TOKENS),
-    "hybrid attention": (lambda: HybridAttention(8, 2, k=3), TOKENS),
-}
+from . import layers
+from .layers import LAYERS, MAPS
 
 
 @pytest.fixture(autouse=True)
@@ -54,14 +26,13 @@ def _quiet() -> Iterator[None]:
 
 
 def make(name: str) -> tuple[nn.Module, dict[str, Tensor], Tensor]:
-    torch.manual_seed(0)
-    layer = LAYERS[name][0]().double().eval()
+    layer = layers.make(name).double().eval()
     parameters = {key: parameter.detach() for key, parameter in layer.named_parameters()}
-    return layer, parameters, torch.randn(LAYERS[name][1], dtype=torch.float64)
+    return layer, parameters, layers.example(name, batch=3, dtype=torch.float64)
 
 
 def differentiated(layer: nn.Module, x: Tensor) -> list[Tensor]:
-    """Return what autograd gives: the gradients of the input and of the parameters."""
+    """Return what autograd gives: the gradients of the sum of squares, by the input and by the parameters."""
     x = x.clone().requires_grad_()
     return list(torch.autograd.grad(layer(x).square().sum(), [x, *layer.parameters()], materialize_grads=True))
 
@@ -88,7 +59,7 @@ def test_gradients(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "channels_last"),
-    [*((name, False) for name in LAYERS), *((name, True) for name, (_, shape) in LAYERS.items() if shape == MAP)],
+    [*((name, False) for name in LAYERS), *((name, True) for name in MAPS)],
 )
 def test_gradients_per_sample(name: str, channels_last: bool) -> None:
     layer, parameters, x = make(name)

@@ -94,6 +94,7 @@ def test_a_saved_model(capsys, tmp_path):
     assert "--k: expected none for a saved model (it is made already), got 5; leave it out" in err
 
 
+@pytest.mark.usefixtures("_headline")
 def test_the_headline_table(capsys, tmp_path):
     file = tmp_path / "headline.json"
     status, out, _ = run(capsys, "table", "headline", "--json", str(file))
@@ -114,6 +115,7 @@ def test_the_headline_table(capsys, tmp_path):
     assert set(rows[3]["flops"]) == {"executed", "gather", "published"}
 
 
+@pytest.mark.usefixtures("_headline")
 def test_the_headline_as_json(capsys):
     status, out, _ = run(capsys, "table", "headline", "--json", "-")
     assert status == 0
@@ -177,6 +179,7 @@ def test_settings_are_values():
         TableSettings(name="headline").name = "other"
 
 
+@pytest.mark.usefixtures("_headline")
 def test_the_documented_table_is_the_printed_one(capsys):
     page = (Path(__file__).resolve().parents[2] / "docs" / "accounting.md").read_text(encoding="utf-8")
     _, out, _ = run(capsys, "table", "headline")

@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from typing import Any
 
 import pytest
@@ -101,16 +100,6 @@ def test_a_step_runs_forward_alone_or_reaches_every_parameter() -> None:
     assert not torch.equal(layer.weight, before)
 
 
-def sleeper(milliseconds: float) -> Any:
-    return lambda grad: lambda: time.sleep((2 if grad else 1) * milliseconds / 1e3)
-
-
-def test_the_clock_of_two_steps_in_turn() -> None:
-    ours, theirs = measure.in_turn(sleeper(4)(False), sleeper(12)(False), seconds=0.05, turn=0.0)
-    assert 4 <= ours < theirs
-    assert theirs >= 12
-
-
 @pytest.mark.parametrize(("turn", "order"), [(0.0, "abababab"), (5.0, "abaaabbaaabb")])
 def test_whose_turn_it_is(turn: float, order: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps of 2 and 3 seconds by a clock that only they move, timed for 13 seconds: turn by turn, 3 times at least."""
@@ -130,11 +119,10 @@ def test_whose_turn_it_is(turn: float, order: str, monkeypatch: pytest.MonkeyPat
 
 def test_a_record_has_medians_ratios_and_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Any, capsys: Any) -> None:
     """Processes that measured 1, 2 and 6 ms for ours and 4, 8 and 6 for a convolution, whose fastest counts."""
+    steps: Any = lambda grad: lambda: None  # noqa: E731  # never run here
     times = iter([(1.0, 4.0), (2.0, 8.0), (6.0, 6.0)] * 2)
     monkeypatch.setattr(run, "cases", lambda: {"q/16x128x16": None})
-    monkeypatch.setattr(
-        measure, "cases", lambda: {"q/16x128x16": Case(sleeper(1), sleeper(1), "nn.Conv2d", both=False)}
-    )
+    monkeypatch.setattr(measure, "cases", lambda: {"q/16x128x16": Case(steps, steps, "nn.Conv2d", both=False)})
 
     def in_process(function: Any, *arguments: Any) -> Any:
         return {"forward": next(times)} if function is measure._time else 7.5

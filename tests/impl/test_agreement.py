@@ -14,6 +14,10 @@ import convnn
 from convnn.impl.choose import IMPLEMENTATIONS
 from convnn.testing import assert_close, covering_set, function_with_gradients, separated_tokens
 
+from .. import layers
+from ..layers import CANDIDATES, SIMILARITIES, WEIGHTINGS
+
+OTHERS = [impl for impl in layers.IMPLEMENTATIONS if impl != "reference"]
 GRID = (3, 4)
 KEYS = 12
 CHANNELS = 4
@@ -22,19 +26,6 @@ MASK = torch.zeros(2, KEYS, dtype=torch.bool).index_put(
     (torch.tensor([0, 1]), torch.tensor([5, 2])), torch.tensor(True)
 )
 
-SIMILARITIES: dict[str, Any] = {
-    **{name: name for name in ("cosine", "dot", "sqeuclidean", "euclidean", "spatial")},
-    **{f"blend {feature}": convnn.Blend(0.6, feature) for feature in ("cosine", "sqeuclidean", "euclidean")},
-}
-CANDIDATES: dict[str, Any] = {
-    "all": "all",
-    "random": convnn.Random(7, seed=3),
-    "grid": convnn.Grid(3),
-    "window": convnn.Window(3),
-    "dilated window": convnn.Window((3, 5), (1, 2)),
-    "shifted window": convnn.Window(3, border="shift"),
-    "positions": torch.tensor([11, 0, 3, 2, 5, 8, 10]),
-}
 # Who asks: the keys themselves, as many other vectors, strangers, or some of the keys' positions.
 QUERIES: dict[str, Any] = {
     "keys": "same",
@@ -44,8 +35,8 @@ QUERIES: dict[str, Any] = {
     "some": torch.tensor([7, 0, 7, 10, 11]),
 }
 COUNTS = {"keys": KEYS, "projected": KEYS, "strangers": 5, "query grid": 4, "some": 5}
-WEIGHTINGS: dict[str, dict[str, Any]] = {
-    **{name: {"weighting": name} for name in ("ones", "identity", "softmax")},
+SCALINGS: dict[str, dict[str, Any]] = {
+    **{name: {"weighting": name} for name in WEIGHTINGS},
     "sharp softmax": {"weighting": "softmax", "temperature": 0.5},
 }
 WEIGHTS: dict[str, Any] = {
@@ -93,12 +84,13 @@ def search(case: dict[str, Any], impl: str, dtype: torch.dtype, *, oracle: bool 
     return convnn.knn_search(key if query is None else query, key, K, impl=impl, **search_options(case))
 
 
-def compare_neighbors(case: dict[str, Any], impl: str, dtype: torch.dtype) -> None:
+def compare_neighbors(case: dict[str, Any], dtype: torch.dtype) -> None:
     expected = search(case, "reference", dtype, oracle=True)
-    actual = search(case, impl, dtype)
-    assert actual.similarity.dtype == (dtype if dtype in (torch.float32, torch.float64) else torch.float32)
-    assert torch.equal(actual.index, expected.index), case
-    assert_close({"similarity": actual.similarity}, {"similarity": expected.similarity}, case=case)
+    for impl in OTHERS:
+        actual = search(case, impl, dtype)
+        assert actual.similarity.dtype == (dtype if dtype in (torch.float32, torch.float64) else torch.float32)
+        assert torch.equal(actual.index, expected.index), (impl, case)
+        assert_close({"similarity": actual.similarity}, {"similarity": expected.similarity}, case=(impl, case))
 
 
 @pytest.mark.parametrize("candidates", CANDIDATES)
@@ -110,7 +102,7 @@ def test_every_search(similarity, candidates):
             "queries": queries,
         }  # fmt: skip
         if exists(case):
-            compare_neighbors(case, "dense", torch.float64)
+            compare_neighbors(case, torch.float64)
 
 
 def tensors(case: dict[str, Any]) -> dict[str, Tensor | None]:
@@ -131,7 +123,7 @@ def tensors(case: dict[str, Any]) -> dict[str, Tensor | None]:
 def aggregate_options(case: dict[str, Any]) -> dict[str, Any]:
     shape = WEIGHTS[case["weight"]]
     options = {"k": K, "groups": 1 if shape is None else shape[2], "deterministic": case["deterministic"]}
-    return {**options, **WEIGHTINGS[case["weighting"]], **search_options(case)}
+    return {**options, **SCALINGS[case["weighting"]], **search_options(case)}
 
 
 def results(given: dict[str, Tensor | None], options: dict[str, Any]) -> dict[str, Tensor]:
@@ -175,7 +167,7 @@ OPTIONS = {
     "queries": tuple(QUERIES),
     "include_self": (False, True),
     "masked": (False, True),
-    "weighting": tuple(WEIGHTINGS),
+    "weighting": tuple(SCALINGS),
     "weight": tuple(WEIGHTS),
     "bias": (False, True),
     "deterministic": (False, True),
@@ -186,12 +178,12 @@ CASES = covering_set(OPTIONS, allowed=exists)
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case.values())))
 def test_outputs_and_gradients(case):
-    compare_neighbors(case, "dense", case["dtype"])
-    assert {"auto", "reference", "dense"} <= set(compare(tensors(case), aggregate_options(case)))
+    compare_neighbors(case, case["dtype"])
+    assert {"auto", *layers.IMPLEMENTATIONS} <= set(compare(tensors(case), aggregate_options(case)))
 
 
 @pytest.mark.parametrize("dtype", OPTIONS["dtype"])
-@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("weighting", SCALINGS)
 @pytest.mark.parametrize("weight", WEIGHTS)
 def test_every_aggregation(weight, weighting, dtype):
     """Gathering alone, of neighbours that are given: with every weight, weighting and precision."""
@@ -204,11 +196,11 @@ def test_every_aggregation(weight, weighting, dtype):
 
     def gather(impl: str, similarity: Tensor, value: Tensor, **others: Any) -> Tensor:
         found = convnn.Neighbors(similarity, index)
-        return convnn.knn_gather(value, found, groups=groups, impl=impl, **WEIGHTINGS[weighting], **others)
+        return convnn.knn_gather(value, found, groups=groups, impl=impl, **SCALINGS[weighting], **others)
 
     exact = {name: None if tensor is None else tensor.double() for name, tensor in given.items()}
     expected = function_with_gradients(functools.partial(gather, "reference"), **exact)
-    for impl in ("auto", "reference", "dense"):
+    for impl in ("auto", *layers.IMPLEMENTATIONS):
         assert_close(function_with_gradients(functools.partial(gather, impl), **given), expected, case=impl)
 
 

@@ -11,8 +11,10 @@ from torch import Tensor
 import convnn
 from convnn.ops.cpu import ranking
 from convnn.ops.euclidean import nearest_euclidean
+from convnn.testing import function_with_gradients
 
-IMPLS = ("reference", "dense", "tiled")
+from ..layers import IMPLEMENTATIONS
+
 K = 5
 
 
@@ -54,7 +56,7 @@ def assert_nearest(found: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
     assert ((taken - best).abs() <= 4 * torch.finfo(dtype).eps * best).all()
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize("name", DATA)
 def test_the_neighbours_are_those_of_the_exact_distances(name, impl):
     torch.manual_seed(0)
@@ -140,7 +142,7 @@ def test_among_few_candidates_too(name, candidates, impl):
     assert_nearest(index[:, 1:], exact, torch.float32)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize("lam", [0.0, 0.4, 1.0])
 def test_a_blend_does_not_round_coordinates(lam, impl):
     """Of features far from zero: joined and scaled before they are compared, they would lose their digits."""
@@ -161,13 +163,13 @@ def test_a_blend_does_not_round_coordinates(lam, impl):
 def test_gradients_do_not_lose_digits_to_an_offset(offset, impl):
     torch.manual_seed(0)
     x = torch.randn(1, 40, 4) + offset
-    weight = torch.randn(1, 40, K)
-    gradients = []
-    for dtype in (torch.float32, torch.float64):
-        leaf = x.to(dtype).requires_grad_()
-        found = convnn.knn_search(leaf, leaf, K, similarity="euclidean", impl=impl)
-        gradients.append(torch.autograd.grad((found.similarity * weight.to(dtype)).sum(), leaf)[0].double())
-    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+    rough, exact = (
+        function_with_gradients(
+            lambda x: convnn.knn_search(x, x, K, similarity="euclidean", impl=impl).similarity, x=given
+        )
+        for given in (x, x.double())
+    )
+    torch.testing.assert_close(rough["gradient of x"].double(), exact["gradient of x"], rtol=1e-4, atol=1e-5)
 
 
 # --------------------------------------------------------------------------------------------------------- the operator
@@ -202,27 +204,30 @@ def test_equal_distances_go_lowest_index_first_in_a_stable_search(scale):
     assert torch.equal(found, exact.sort(dim=1, stable=True).indices[:, :12])
 
 
+@pytest.fixture(params=["high", "medium", "backend by backend"])
+def _reduced_precision(request):
+    """Let torch compute products in reduced precision, by either of its settings."""
+    before = torch.get_float32_matmul_precision()
+    matmul = torch.backends.mkldnn.matmul
+    if request.param == "backend by backend":
+        matmul.fp32_precision = "bf16"
+    else:
+        torch.set_float32_matmul_precision(request.param)
+    yield
+    matmul.fp32_precision = "none"  # torch does not mix the two settings
+    torch.set_float32_matmul_precision(before)
+    matmul.fp32_precision = "none"
+
+
+@pytest.mark.usefixtures("_reduced_precision")
 def test_products_in_reduced_precision_are_not_trusted(monkeypatch):
     x = clusters(30.0)
-    monkeypatch.setattr(ranking, "_float32_is_reduced", lambda: True)
     rough = ranking.nearest_scores
-    # As TF32 and bfloat16 do: the products of float32 numbers are wrong from the third digit on.
+    # What a processor that reduces them does: the products of float32 numbers are wrong from the third digit on.
     monkeypatch.setattr(ranking, "nearest_scores", lambda q, k, *rest, **channels: rough(*(
         t.bfloat16().float() if t.dtype == torch.float32 else t for t in (q, k)), *rest, **channels))  # fmt: skip
     found = nearest_euclidean(x[None], x[None], None, None, None, None, None, K, False)[0]
     assert_nearest(found, distances(x, x), torch.float32)
-
-
-def test_the_precision_of_products_is_read_from_torch(monkeypatch):
-    assert not ranking._float32_is_reduced()
-    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
-    assert ranking._float32_is_reduced()
-
-    def mixed():
-        raise RuntimeError("a mix of the legacy and new APIs")
-
-    monkeypatch.setattr(torch, "get_float32_matmul_precision", mixed)
-    assert ranking._float32_is_reduced()
 
 
 def test_broken_tokens_do_not_change_the_others():

@@ -13,7 +13,7 @@ from torch import Tensor
 import convnn
 from convnn.testing import assert_close, relative_error, separated_tokens
 
-IMPLS = ("reference", "dense", "tiled")
+from ..layers import IMPLEMENTATIONS
 
 
 def similarities(query: list[float], keys: list[list[float]], impl: str, **options: Any) -> list[float]:
@@ -33,13 +33,13 @@ BY_HAND = {
 }
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize("name", BY_HAND)
 def test_similarities_worked_by_hand(name, impl):
     assert similarities([3.0, 4.0], HAND_KEYS, impl, similarity=name) == pytest.approx(BY_HAND[name], abs=1e-14)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 def test_the_scale_of_dot(impl):
     assert similarities([3.0, 4.0], HAND_KEYS, impl, similarity="dot", scale=2.0) == pytest.approx([50, 0, 0, 100, 6])
 
@@ -52,7 +52,7 @@ BLENDED = {
 }
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize("feature", BLENDED)
 def test_a_blend_worked_by_hand(feature, impl):
     tokens = torch.tensor([[[1.0], [2.0], [3.0]]], dtype=torch.float64)
@@ -64,7 +64,7 @@ def test_a_blend_worked_by_hand(feature, impl):
     assert row == pytest.approx(expected[::-1], abs=2e-6)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 def test_a_blend_at_its_ends(impl):
     """At 1 it is the similarity of features, at 0 the one of coordinates, which run from -1 to 1 along each axis."""
     x = separated_tokens(1, 12, 4)
@@ -77,7 +77,7 @@ def test_a_blend_at_its_ends(impl):
     )
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize(
     ("query", "k", "index", "similarity"),
     [
@@ -108,7 +108,7 @@ def brute_force(query: Tensor, key: Tensor, name: str) -> Tensor:
     return -(distance**2) if name == "sqeuclidean" else -distance
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize("name", BY_HAND)
 @pytest.mark.parametrize(("queries", "k"), [(None, 1), (None, 4), (7, 4), (7, 10)])
 def test_brute_force_over_all_pairs(name, queries, k, impl):
@@ -121,7 +121,7 @@ def test_brute_force_over_all_pairs(name, queries, k, impl):
     assert relative_error(found.similarity, expected.values[..., :k]) < 1e-14
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize("include_self", [False, True])
 def test_brute_force_with_a_mask_and_the_own_token(include_self, impl):
     x = separated_tokens(2, 10, 5)
@@ -136,7 +136,7 @@ def test_brute_force_with_a_mask_and_the_own_token(include_self, impl):
             assert index[b, n].tolist() == ([n, *nearest[:3]] if include_self else nearest[:4])
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize("weighting", ["ones", "identity", "softmax"])
 def test_gathering_is_a_1d_convolution_over_the_concatenated_neighbours(weighting, groups, impl):

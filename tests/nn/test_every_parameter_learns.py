@@ -3,44 +3,23 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import timm
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from convnn import (
-    Blend,
-    ConvNN1d,
-    ConvNN2d,
-    ConvNNAttention,
-    ConvNNError,
-    ConvNNMultiheadAttention,
-    Grid,
-    HybridAttention,
-    HybridConvNN2d,
-    convert,
-)
+from convnn import Blend, ConvNN1d, ConvNNError, Grid, convert
 
-MAP, TOKENS = torch.randn(2, 4, 5, 5), torch.randn(2, 9, 8)
-LAYERS: dict[str, tuple[Callable[..., nn.Module], Tensor, list[dict[str, Any]]]] = {
-    "ConvNN": (lambda **o: ConvNN2d(4, 8, **o), MAP, [{}, {"projection": True}]),
-    "hybrid": (lambda **o: HybridConvNN2d(4, 8, **o), MAP, [{}, {"projection": True}]),
-    "attention": (lambda **o: ConvNNAttention(8, 2, **o), TOKENS, [{}, {"qk_norm": True, "scale_norm": True}]),
-    "hybrid attention": (lambda **o: HybridAttention(8, 2, **o), TOKENS, [{}, {"qk_norm": True, "gated": True}]),
-    "multihead": (lambda **o: Self(ConvNNMultiheadAttention(8, 2, batch_first=True, **o)), TOKENS, [{}]),
+from ..layers import KINDS, WEIGHTINGS, answer, example
+
+# What a kind has besides, all of it learned.
+EXTRAS: dict[str, list[dict[str, Any]]] = {
+    "ConvNN": [{"projection": True}],
+    "hybrid": [{"projection": True}],
+    "attention": [{"qk_norm": True, "scale_norm": True}],
+    "hybrid attention": [{"qk_norm": True, "gated": True}],
 }
-
-
-class Self(nn.Module):
-    def __init__(self, attention: nn.Module) -> None:
-        super().__init__()
-        self.attention = attention
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.attention(x, x, x)[0]
 
 
 def cannot_learn(options: dict[str, Any]) -> bool:
@@ -50,11 +29,12 @@ def cannot_learn(options: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize("aggregation", ["standard", "depthwise", "depthwise_separable"])
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", KINDS)
 def test_a_gradient_reaches_every_parameter(name: str, aggregation: str) -> None:
-    make, x, extras = LAYERS[name]
+    make, x = KINDS[name], example(name)
     similarities = ["cosine", "dot", "euclidean", "spatial", Blend(0.5), Blend(0.0)]
-    sweep = itertools.product(extras, similarities, ["ones", "identity", "softmax"], [1, 3], ["all", Grid(3)])
+    extras = [{}, *EXTRAS.get(name, [])]
+    sweep = itertools.product(extras, similarities, WEIGHTINGS, [1, 3], ["all", Grid(3)])
     for extra, similarity, weighting, k, candidates in sweep:
         options = {"similarity": similarity, "weighting": weighting, "k": k, "candidates": candidates}
         if extra and cannot_learn(options):
@@ -62,7 +42,7 @@ def test_a_gradient_reaches_every_parameter(name: str, aggregation: str) -> None
                 make(**options, **extra, aggregation=aggregation)
             continue
         layer = make(**options, **extra, aggregation=aggregation)
-        layer(x).square().sum().backward()
+        answer(layer, x).square().sum().backward()
         assert not [name for name, p in layer.named_parameters() if p.grad is None], options
 
 
@@ -76,4 +56,4 @@ def test_norms_of_an_attention_that_is_replaced_are_to_learn_too() -> None:
     attention = timm.layers.Attention(8, 2, qk_norm=True, norm_layer=nn.LayerNorm)
     with pytest.raises(ConvNNError, match="qk_norm: expected False with weighting='ones'"):
         convert(attention, "convnn", weighting="ones", k=3)
-    convert(attention, "convnn", k=3)(TOKENS).sum().backward()
+    convert(attention, "convnn", k=3)(example("attention")).sum().backward()

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from convnn import Blend, ConvNN1d, ConvNN2d, ConvNN3d, Grid, HybridConvNN2d, Random, Window, knn_aggregate
+from convnn import Blend, ConvNN1d, ConvNN2d, ConvNN3d, HybridConvNN2d, Random, knn_aggregate
+from convnn.testing import function_with_gradients, layer_with_gradients
 
-CANDIDATES = ["all", Random(7), Grid(2), Window(3), torch.tensor([1, 3, 4, 6])]
+from ..layers import CANDIDATES
+
 FORMATS = (torch.contiguous_format, torch.channels_last)
 OPTIONS: list[dict[str, Any]] = [
     {},
@@ -30,16 +32,14 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 def gradients(layer: nn.Module, x: Tensor) -> list[Tensor]:
-    x = x.requires_grad_()
-    y = layer(x)
-    incoming = torch.randn(y.shape)  # contiguous, whatever the output is
-    return list(torch.autograd.grad(y, [x, *layer.parameters()], incoming))
+    """The gradients, of a contiguous one of the output, whatever that is."""
+    return list(layer_with_gradients(layer, x).values())[1:]
 
 
-@pytest.mark.parametrize("candidates", CANDIDATES, ids=["all", "random", "grid", "window", "positions"])
-def test_of_convnn2d(candidates: Any) -> None:
+@pytest.mark.parametrize("name", CANDIDATES)
+def test_of_convnn2d(name: str) -> None:
     for options in OPTIONS:
-        layer = ConvNN2d(4, 4, 3, candidates=candidates, **{"candidate_padding": 1, **options})
+        layer = ConvNN2d(4, 4, 3, candidates=CANDIDATES[name], **{"candidate_padding": 1, **options})
         for memory_format in FORMATS:
             x = torch.randn(2, 4, 4, 6).contiguous(memory_format=memory_format)
             found = gradients(layer, x)
@@ -66,7 +66,7 @@ def test_of_other_maps(groups: int) -> None:
 
 def test_of_slot_weights_among_few_candidates() -> None:
     for weighting in ("ones", "softmax"):
-        x, weight = torch.randn(2, 8, 4), torch.randn(5, 4, 3, requires_grad=True)
-        y = knn_aggregate(x, x, x, weight, k=3, candidates=Random(5), weighting=weighting)
-        (gradient,) = torch.autograd.grad(y.sum(), weight)
-        assert gradient.stride() == weight.stride()
+        options: dict[str, Any] = {"k": 3, "candidates": Random(5), "weighting": weighting}
+        x, weight = torch.randn(2, 8, 4), torch.randn(5, 4, 3)
+        results = function_with_gradients(lambda weight: knn_aggregate(x, x, x, weight, **options), weight=weight)  # noqa: B023
+        assert results["gradient of weight"].stride() == weight.stride()

@@ -20,24 +20,20 @@ from convnn import (
     ConvNN3d,
     ConvNNAttention,
     ConvNNMultiheadAttention,
-    Grid,
     HybridAttention,
     HybridConvNN2d,
     Random,
-    Window,
     convert,
     knn_aggregate,
     knn_gather,
     knn_search,
 )
+from convnn.testing import with_gradients
 
-CANDIDATES = {
-    "all": "all",
-    "random": Random(7),
-    "grid": Grid(3),
-    "window": Window(5),
-    "positions": torch.tensor([1, 3, 4, 6]),
-}
+from .. import layers
+
+# Those that maps of every number of axes take.
+CANDIDATES = {name: given for name, given in layers.CANDIDATES.items() if name != "dilated window"}
 FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
 
 
@@ -66,7 +62,7 @@ def run(
     x = x.clone().requires_grad_()
     torch.manual_seed(5)
     y = behind(call(front(x * 1.5)))
-    return y, *torch.autograd.grad(y.square().sum(), x)
+    return with_gradients(y, {"input": x})
 
 
 # Each case takes the next one: all meet all kinds of layers.
@@ -141,9 +137,9 @@ def test_functionals(impl: str) -> None:
     for (weight, groups), weighting, candidates in itertools.product(
         weights.items(), ("ones", "identity", "softmax"), CANDIDATES.values()
     ):
-        search: dict[str, Any] = {"k": 3, "similarity": "dot", "candidates": candidates}
+        search: dict[str, Any] = {"k": 3, "similarity": "dot", "candidates": candidates, "grid": (3, 4)}
         gather: dict[str, Any] = {"weight": weight, "groups": groups, "weighting": weighting, "impl": impl}
-        x = torch.randn(2, 8, 4)
+        x = torch.randn(2, 12, 4)
         assert_in_place_works(lambda y: knn_aggregate(y, y, y, **search, **gather), x)  # noqa: B023
         assert_in_place_works(lambda y: knn_gather(y, knn_search(y, y, **search), **gather), x)  # noqa: B023
 
@@ -174,12 +170,12 @@ def test_what_is_modified_behind_the_layer_is_noticed() -> None:
     for name, options in SETTINGS.items():
         layer = ConvNN2d(4, 4, **options).eval()
         x = torch.randn(2, 4, 4, 6, requires_grad=True)
-        expected = torch.autograd.grad(layer(x * 1).square().sum(), x)[0]
+        expected = with_gradients(layer(x * 1), {"input": x})
         modified = x * 1
         y = layer(modified)
         modified.mul_(3)
         try:
-            found = torch.autograd.grad(y.square().sum(), x)[0]
+            found = with_gradients(y, {"input": x})
         except RuntimeError as error:
             refused = str(error)
         else:

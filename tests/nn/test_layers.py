@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import convnn
 from convnn import Blend, ConvNN1d, ConvNN2d, ConvNN3d, Grid, Random, Window, knn_gather
+from convnn.testing import assert_close, layer_with_gradients
 
 KINDS: dict[int, Any] = {1: (ConvNN1d, nn.Conv1d), 2: (ConvNN2d, nn.Conv2d), 3: (ConvNN3d, nn.Conv3d)}
 OPTIONS: list[dict[str, Any]] = [
@@ -213,22 +214,13 @@ def test_lower_precision_is_close_to_double(options: dict[str, Any], dtype: torc
     layer = ConvNN2d(4, 4, **options, dtype=dtype).eval()
     exact = ConvNN2d(4, 4, **options, dtype=torch.float64).eval()
     exact.load_state_dict(layer.state_dict())
-    x = torch.randn(2, 4, 6, 8).to(dtype).requires_grad_()
-    x_exact = x.detach().double().requires_grad_()
-    y, y_exact = layer(x), exact(x_exact)
-    y.sum().backward()
-    y_exact.sum().backward()
-    assert y.dtype == x.grad.dtype == dtype
-    assert x.grad.isfinite().all()
+    x = torch.randn(2, 4, 6, 8).to(dtype)
+    results = layer_with_gradients(layer, x)
+    assert all(part.dtype == dtype and part.isfinite().all() for part in results.values())
     if layer.projection:  # it rounds before the search, which may then choose others
         return
-    assert torch.equal(layer.neighbors(x).index, exact.neighbors(x_exact).index)
-    pairs = [(y, y_exact), (x.grad, x_exact.grad)]
-    pairs += [(ours.grad, theirs.grad) for ours, theirs in zip(layer.parameters(), exact.parameters(), strict=True)]
-    for ours, theirs in pairs:
-        tolerance = 64 * torch.finfo(dtype).eps
-        scale = theirs.detach().abs().max().item()
-        torch.testing.assert_close(ours.double(), theirs, rtol=tolerance, atol=tolerance * scale)
+    assert torch.equal(layer.neighbors(x).index, exact.neighbors(x.double()).index)
+    assert_close(results, layer_with_gradients(exact, x.double()), limit=64 * torch.finfo(dtype).eps)
 
 
 def test_a_layer_can_be_moved_to_another_precision() -> None:

@@ -11,15 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from convnn import (
-    ConvNN2d,
-    ConvNNAttention,
-    ConvNNError,
-    ConvNNMultiheadAttention,
-    HybridAttention,
-    HybridConvNN2d,
-    convert,
-)
+from convnn import ConvNN2d, ConvNNError, convert
+
+from ..layers import KINDS
 
 
 def of_dtype(dtype: torch.dtype) -> nn.Conv2d:
@@ -64,18 +58,9 @@ def test_a_convolution_without_values_keeps_its_device() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.int32, torch.float8_e5m2, "float32"], ids=str)
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda **o: ConvNN2d(4, 4, **o),
-        lambda **o: HybridConvNN2d(4, 4, **o),
-        lambda **o: ConvNNAttention(8, 2, **o),
-        lambda **o: HybridAttention(8, 2, **o),
-        lambda **o: ConvNNMultiheadAttention(8, 2, **o),
-    ],
-)
-def test_parameters_are_real_numbers(make: Callable[..., nn.Module], dtype: Any) -> None:
+@pytest.mark.parametrize("name", KINDS)
+def test_parameters_are_real_numbers(name: str, dtype: Any) -> None:
     with pytest.raises(
         ConvNNError, match=r"^dtype: expected parameters of torch.float16, bfloat16, float32 or float64"
     ):
-        make(dtype=dtype)
+        KINDS[name](dtype=dtype)

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from convnn import ConvNN1d, ConvNN2d, ConvNN3d, ConvNNError, Grid, HybridConvNN2d, Random
-from convnn.stages import geometry
+from convnn import ConvNN1d, ConvNN2d, ConvNN3d, ConvNNError, Grid, Random
+from convnn.testing import assert_close, layer_with_gradients, with_gradients
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 POSITIONS = torch.tensor([0, 3, 9, 20, 21, 30, 31, 32, 40])
@@ -37,55 +37,31 @@ def pair(kind: type[nn.Module], candidates: object, **options: Any) -> tuple[nn.
     return layer, plain
 
 
-def outcome(layer: nn.Module, x: Tensor) -> list[Tensor]:
-    """The output, and the gradients of input and parameters."""
-    x = x.clone().requires_grad_()
-    y = layer(x)
-    torch.manual_seed(3)
-    upstream = torch.randn(y.shape, dtype=y.dtype)
-    return [y, *torch.autograd.grad(y, [x, *layer.parameters()], upstream)]
-
-
-def unpadded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the padding of a map fail."""
-
-    def refuse(*_: Any, **__: Any) -> Tensor:
-        raise AssertionError("the map was padded")
-
-    monkeypatch.setattr(geometry, "pad_map", refuse)
-
-
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("name", CANDIDATES)
 @pytest.mark.parametrize("memory_format", FORMATS)
-def test_it_computes_what_a_padded_copy_gives(
-    name: str, option: str, memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_computes_what_a_padded_copy_gives(name: str, option: str, memory_format: torch.memory_format) -> None:
     layer, plain = pair(ConvNN2d, CANDIDATES[name], **OPTIONS[option])
     x = torch.randn(2, 6, 10, 14, dtype=torch.float64).contiguous(memory_format=memory_format)
-    expected = outcome(plain, x)
-    unpadded(monkeypatch)
-    for ours, theirs in zip(outcome(layer, x), expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    assert_close(layer_with_gradients(layer, x), layer_with_gradients(plain, x))
 
 
 @pytest.mark.parametrize(("kind", "grid"), [(ConvNN1d, (30,)), (ConvNN3d, (4, 5, 6))])
 def test_lines_and_volumes(kind: type[nn.Module], grid: tuple[int, ...]) -> None:
     layer, plain = pair(kind, Random(12), candidate_padding=1)
     x = torch.randn(2, 6, *grid, dtype=torch.float64)
-    for ours, theirs in zip(outcome(layer, x), outcome(plain, x), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    assert_close(layer_with_gradients(layer, x), layer_with_gradients(plain, x))
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("stride", [1, 2])
 def test_it_keeps_the_layout(memory_format: torch.memory_format, stride: int) -> None:
     layer, plain = pair(ConvNN2d, Random(12), candidate_padding=1, stride=stride)
-    x = torch.randn(2, 6, 8, 9, dtype=torch.float64).contiguous(memory_format=memory_format).requires_grad_()
-    y = layer(x)
-    assert y.is_contiguous(memory_format=memory_format)
-    assert torch.autograd.grad(y.square().sum(), x)[0].is_contiguous(memory_format=memory_format)
-    torch.testing.assert_close(y, plain(x), rtol=1e-12, atol=1e-12)
+    x = torch.randn(2, 6, 8, 9, dtype=torch.float64).contiguous(memory_format=memory_format)
+    results = layer_with_gradients(layer, x)
+    assert results["output"].is_contiguous(memory_format=memory_format)
+    assert results["gradient of input"].is_contiguous(memory_format=memory_format)
+    assert_close(results, layer_with_gradients(plain, x))
 
 
 def test_the_draws_of_training_are_those_of_a_padded_copy() -> None:
@@ -115,23 +91,10 @@ def test_the_draws_of_training_are_those_of_a_padded_copy() -> None:
     ],
     ids=lambda options: ", ".join(f"{k}={v}" for k, v in options.items() if k != "candidates"),
 )
-def test_what_reads_more_of_the_padding_has_it(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_reads_more_of_the_padding_has_it(options: dict[str, Any]) -> None:
     layer, plain = pair(ConvNN2d, **options)
     x = torch.randn(2, 6, 8, 9, dtype=torch.float64)
-    torch.testing.assert_close(layer(x), plain(x), rtol=1e-10, atol=1e-10)
-    unpadded(monkeypatch)
-    with pytest.raises(AssertionError, match="the map was padded"):
-        layer(x)
-
-
-def test_an_implementation_that_is_asked_for_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = torch.randn(1, 6, 8, 9)
-    layer = ConvNN2d(6, 10, 5, candidates=Random(12), candidate_padding=1)
-    unpadded(monkeypatch)
-    layer(x)
-    layer.impl = "tiled"
-    with pytest.raises(AssertionError, match="the map was padded"):
-        layer(x)
+    assert_close(layer_with_gradients(layer, x), layer_with_gradients(plain, x))
 
 
 def test_too_few_candidates_are_refused_as_ever() -> None:
@@ -143,18 +106,15 @@ def test_too_few_candidates_are_refused_as_ever() -> None:
 def test_the_first_layer_of_a_network_asks_for_no_gradient_of_the_image() -> None:
     layer, plain = pair(ConvNN2d, Random(12), candidate_padding=1)
     x = torch.randn(2, 6, 8, 9, dtype=torch.float64)
-    layer(x).square().sum().backward()
-    plain(x).square().sum().backward()
-    for ours, theirs in zip(layer.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-10, atol=1e-10)
+    ours, theirs = (with_gradients(each(x), dict(each.named_parameters())) for each in (layer, plain))
+    assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("option", ["padding", "stride", "self alone"])
 def test_an_empty_batch(option: str) -> None:
     layer, plain = pair(ConvNN2d, Random(12), **OPTIONS[option])
     x = torch.randn(0, 6, 8, 9, dtype=torch.float64)
-    for ours, theirs in zip(outcome(layer, x), outcome(plain, x), strict=True):
-        torch.testing.assert_close(ours, theirs)
+    assert_close(layer_with_gradients(layer, x), layer_with_gradients(plain, x))
 
 
 def test_half_precision_and_autocast() -> None:
@@ -167,9 +127,3 @@ def test_half_precision_and_autocast() -> None:
     torch.testing.assert_close(mixed.float(), exact, rtol=2e-2, atol=2e-2)
     rounded = x.bfloat16()
     torch.testing.assert_close(layer.bfloat16()(rounded).float(), layer.float()(rounded.float()), rtol=2e-2, atol=2e-2)
-
-
-def test_a_hybrid_leaves_its_map_unpadded_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    hybrid = HybridConvNN2d(6, 10, candidates=Random(12))
-    unpadded(monkeypatch)
-    assert hybrid(torch.randn(2, 6, 8, 9)).shape == (2, 10, 8, 9)

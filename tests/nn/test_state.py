@@ -10,30 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
-from convnn import (
-    ConvNN2d,
-    ConvNNAttention,
-    ConvNNError,
-    HybridAttention,
-    HybridConvNN2d,
-    Random,
-    conversion_report,
-    convert,
-)
+from convnn import ConvNN2d, ConvNNError, Random, conversion_report, convert
+
+from ..layers import KINDS, example
 
 POSITIONS = torch.tensor([30, 1, 17, 8, 5])
-MAP, TOKENS = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) for shape in ((2, 4, 6, 6), (2, 36, 8)))
-
-LAYERS: dict[str, tuple[Callable[..., nn.Module], Tensor]] = {
-    "ConvNN": (lambda **o: ConvNN2d(4, 4, k=3, **o), MAP),
-    "hybrid": (lambda **o: HybridConvNN2d(4, 4, k=3, **o), MAP),
-    "attention": (lambda **o: ConvNNAttention(8, 2, k=3, **o), TOKENS),
-    "hybrid attention": (lambda **o: HybridAttention(8, 2, k=3, **o), TOKENS),
-}
+NAMES = ("ConvNN", "hybrid", "attention", "hybrid attention")
+MAP = example("ConvNN", 6)
 
 
 def emptied(make: Callable[..., nn.Module], layer: nn.Module) -> nn.Module:
@@ -83,9 +70,9 @@ TREATMENTS: dict[str, Callable[[Callable[..., nn.Module], nn.Module], nn.Module]
 
 
 @pytest.mark.parametrize("treatment", TREATMENTS)
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_positions_survive(name: str, treatment: str) -> None:
-    make, x = LAYERS[name]
+    make, x = KINDS[name], example(name, 36 if "attention" in name else 6)
     layer = make(candidates=POSITIONS)
     twin = TREATMENTS[treatment](make, layer)
     torch.testing.assert_close(twin(x), layer(x), rtol=1e-6, atol=1e-6)
@@ -107,10 +94,10 @@ def test_a_report_counts_positions() -> None:
     assert "ConvNN2d k=3, cosine, 5 positions" in str(conversion_report(model))
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_positions_without_values_are_refused(name: str) -> None:
     with torch.device("meta"), pytest.raises(ConvNNError, match=r"candidates: .* values.* meta device; .*device=.cpu"):
-        LAYERS[name][0](candidates=torch.arange(9))
+        KINDS[name](candidates=torch.arange(9))
 
 
 # ------------------------------------------------------------------------------------------------ recomputation
@@ -128,9 +115,9 @@ def test_checkpointing_gives_the_gradient_of_the_draw(generator: Any, reentrant:
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_generator_that_a_checkpoint_cannot_restore_is_refused(name: str, reentrant: bool) -> None:
-    make, x = LAYERS[name]
+    make, x = KINDS[name], example(name, 36 if "attention" in name else 6)
     layer = make(candidates=Random(6, generator=torch.Generator().manual_seed(0)))
     layer(x).sum().backward()  # without a checkpoint it is fine
     loss = checkpoint(layer, x.clone().requires_grad_(), use_reentrant=reentrant).sum()

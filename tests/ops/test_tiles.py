@@ -16,7 +16,7 @@ from convnn.ops.sampled import sampled_mix
 from convnn.ops.slots import slot_mix, slot_mix_backward
 from convnn.ops.tiles import TILE_NUMBERS, tiles
 
-from .conftest import LargestTensor
+from ..operators import LargestTensor
 
 
 def rows(*shape: int) -> torch.Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from convnn.ops.cpu import product as product_module
 from convnn.ops.cpu.network import MANY_COLUMNS
 from convnn.ops.nearest import nearest
 
@@ -21,11 +20,9 @@ def test_tiles_and_merging_do_not_change_the_search(queries: int, keys: int, sta
 
 
 @pytest.mark.parametrize("keys", [40, 200])  # laid out by keys, by queries
-@pytest.mark.parametrize(("channels", "wide"), [(16, True), (640, False), (640, True)])
-def test_several_samples_are_searched_together(
-    keys: int, channels: int, wide: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(product_module, "_WIDE_VECTORS", wide)
+@pytest.mark.parametrize("channels", [16, 640])
+@pytest.mark.usefixtures("_processor")
+def test_several_samples_are_searched_together(keys: int, channels: int) -> None:
     torch.manual_seed(0)
     query, key = torch.randn(3, MANY_COLUMNS // 2, channels), torch.randn(3, keys, channels)
     skip = torch.arange(MANY_COLUMNS // 2) % keys

@@ -9,6 +9,13 @@ from convnn.ops.cpu import product as product_module
 from convnn.ops.cpu.product import column_product, map_column_product, map_product, product
 from convnn.ops.linear import columns, linear
 
+from ...operators import derivatives
+
+
+def compare(results: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
+    for ours, exact in zip(results, expected, strict=True):
+        torch.testing.assert_close(ours.double(), exact, rtol=1e-4, atol=1e-4 * float(exact.detach().abs().amax()))
+
 
 def test_the_fast_product_is_the_product() -> None:
     x, y = torch.randn(300, 160), torch.randn(200, 160)
@@ -27,58 +34,34 @@ def test_the_product_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     fast = product(x, y)
     with torch.backends.mkldnn.flags(enabled=False):
         torch.testing.assert_close(product(x, y), fast, rtol=1e-5, atol=1e-4)
-    monkeypatch.setattr(product_module, "_inner_product", None)  # a build of torch that does not have it
+    # A build of torch without oneDNN's operator, which is a private one, gives the same.
+    monkeypatch.setattr(product_module, "_inner_product", None)
     torch.testing.assert_close(product(x, y), fast, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("rows", [3, 900])  # below and above the size from which oneDNN is worth it
 def test_linear_and_its_derivatives(rows: int) -> None:
-    x, weight, bias = (torch.randn(*shape, requires_grad=True) for shape in ((rows, 40), (30, 40), (30,)))
-    doubles = [t.detach().double().requires_grad_() for t in (x, weight, bias)]
-    results = []
-    for inputs, apply in (((x, weight, bias), linear), (doubles, torch.nn.functional.linear)):
-        y = apply(*inputs)
-        first = torch.autograd.grad(y.square().sum(), inputs, create_graph=True)
-        second = torch.autograd.grad(sum(g.square().sum() for g in first), inputs)
-        results.append([y, *first, *second])
-    for ours, exact in zip(*results, strict=True):
-        torch.testing.assert_close(ours.double(), exact, rtol=1e-4, atol=1e-4 * float(exact.detach().abs().amax()))
+    given = [torch.randn(*shape) for shape in ((rows, 40), (30, 40), (30,))]
+    compare(derivatives(linear, *given), derivatives(torch.nn.functional.linear, *(t.double() for t in given)))
 
 
 @pytest.mark.parametrize(("rows", "width", "height"), [(900, 40, 30), (900, 64, 64), (20, 300, 200), (3, 2, 2)])
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("wide", [False, True])
-def test_columns_and_their_derivatives(
-    rows: int, width: int, height: int, threads: int, wide: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(product_module, "_WIDE_VECTORS", wide)
+@pytest.mark.usefixtures("_processor")
+def test_columns_and_their_derivatives(rows: int, width: int, height: int, threads: int) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        x, y = torch.randn(rows, width, requires_grad=True), torch.randn(rows, height, requires_grad=True)
-        exact = [t.detach().double().requires_grad_() for t in (x, y)]
-        results = []
-        for inputs, apply in (((x, y), columns), (exact, lambda a, b: a.t() @ b)):
-            out = apply(*inputs)
-            first = torch.autograd.grad(out.square().sum(), inputs, create_graph=True)
-            second = torch.autograd.grad(sum(g.square().sum() for g in first), inputs)
-            results.append([out, *first, *second])
-        for ours, expected in zip(*results, strict=True):
-            atol = 1e-4 * float(expected.detach().abs().amax())
-            torch.testing.assert_close(ours.double(), expected, rtol=1e-4, atol=atol)
-        torch.testing.assert_close(
-            column_product(x.detach(), y.detach()), x.detach().t() @ y.detach(), rtol=1e-4, atol=1e-3
-        )
+        x, y = torch.randn(rows, width), torch.randn(rows, height)
+        compare(derivatives(columns, x, y), derivatives(lambda a, b: a.t() @ b, x.double(), y.double()))
+        torch.testing.assert_close(column_product(x, y), x.t() @ y, rtol=1e-4, atol=1e-3)
     finally:
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("wide", [False, True])
-@pytest.mark.parametrize(
-    "shape", [(3, 40, 900), (1, 3, 2), (0, 40, 900)]
-)  # the first goes to oneDNN where it is faster
-def test_products_of_maps(shape: tuple[int, int, int], wide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(product_module, "_WIDE_VECTORS", wide)
+@pytest.mark.parametrize("shape", [(3, 40, 900), (1, 3, 2), (0, 40, 900)])  # oneDNN's where it is faster, and not
+@pytest.mark.usefixtures("_processor")
+def test_products_of_maps(shape: tuple[int, int, int]) -> None:
     x, y, bias = torch.randn(shape), torch.randn(shape[0], 30, shape[2]), torch.randn(30)
     for matrix in (torch.randn(30, shape[1]), torch.randn(shape[1], 30).t()):
         exact = torch.einsum("oc,bcn->bon", matrix.double(), x.double())

@@ -7,7 +7,7 @@ import torch
 
 from convnn.ops.cpu.slots import mix, mix_backward
 
-from ..conftest import LargestTensor
+from ...operators import LargestTensor
 
 BOUND = 16 << 20  # bytes
 

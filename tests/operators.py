@@ -1,0 +1,60 @@
+"""The custom operators, with their kernels and without, and the largest tensor that a computation makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from convnn.ops.bags import bag_scatter, bag_sum, pair_distance, pair_product
+from convnn.ops.euclidean import nearest_euclidean
+from convnn.ops.linear import columns, linear
+from convnn.ops.nearest import nearest
+from convnn.ops.sampled import sampled_mix, sampled_mix_backward
+from convnn.ops.slots import slot_mix, slot_mix_backward
+
+OPERATORS: tuple[Any, ...] = (
+    bag_sum, bag_scatter, pair_product, pair_distance, linear, columns, nearest, nearest_euclidean,
+    slot_mix, slot_mix_backward, sampled_mix, sampled_mix_backward,
+)  # fmt: skip
+
+
+@contextmanager
+def kernels(enabled: bool) -> Iterator[None]:
+    """Run the operators by their kernels for CPUs, or as on a device that has none."""
+    with ExitStack() as stack:
+        for operator in OPERATORS:
+            stack.enter_context(operator.set_kernel_enabled("cpu", enabled=enabled))
+        yield
+
+
+def derivatives(function: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
+    """Return an output, its gradients and theirs: each time of the sum of squares, by all inputs."""
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    out = function(*leaves)
+    first = torch.autograd.grad(out.square().sum(), leaves, create_graph=True)
+    return [out, *first, *torch.autograd.grad(sum(g.square().sum() for g in first), leaves)]
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the bytes of the largest tensor that is made, inside the custom operators too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size = 0
+        # PyTorch shows a mode the calls of custom operators, and nothing of what these run.
+        self.inside = {op._opoverload: op._backend_fns.get("cpu", op._init_fn) for op in OPERATORS}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self.inside:
+            with self:
+                result = self.inside[func](*args, **(kwargs or {}))
+        else:
+            result = func(*args, **(kwargs or {}))
+        self.size = max([self.size, *(x.nbytes for x in tree_leaves(result) if isinstance(x, Tensor))])
+        return result
