@@ -53,7 +53,7 @@ bench: setup ## time the layers on this machine beside what they stand in for (u
 lock: setup ## write requirements.lock from what .venv holds (UPGRADE=1: take the newest versions first)
 ifeq ($(UPGRADE),1)
 	@echo "Upgrading everything in .venv (minutes) ..."
-	@$(BIN)/python -m pip install --quiet --upgrade --upgrade-strategy eager -e ".[vision,train,export,dev]"
+	@$(BIN)/python -m pip install --quiet --upgrade --upgrade-strategy eager -e ".[vision,train,study,export,dev]"
 endif
 	@$(BIN)/python tools/lock.py
 

@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import Any, NamedTuple, TextIO
 
 from . import __version__
-from .errors import ConvNNError, DivergedError, MissingExtraError
+from .errors import ConvNNError, MissingExtraError, RunError
 
 BROKEN_PIPE = 141
 """The status that shells report of a program whose output nobody read to its end: 128 and the number of SIGPIPE."""
@@ -26,12 +26,14 @@ class Command(NamedTuple):
     """A command: where its settings are, a dataclass whose fields are the options, where it runs, and what it does.
 
     A field's metadata has its ``help``; with ``positional`` it is given without a name. ``check()`` of the settings
-    raises ConvNNError for what is wrong before anything starts.
+    raises ConvNNError for what is wrong before anything starts. ``presets`` is a field and the function that returns
+    the settings which it names: they are the defaults of the other options.
     """
 
     settings: str
     run: str
     text: str
+    presets: tuple[str, str] | None = None
 
 
 COMMANDS = {
@@ -43,7 +45,23 @@ COMMANDS = {
     "train": Command(
         "train.settings:TrainSettings",
         "train.report:run_train",
-        "train any model, with any layer, on a folder of images or a dataset of timm",
+        "train any model, with any layer, on a folder of images or a dataset of timm; by a recipe or by options",
+        ("recipe", "train.recipes:settings_of"),
+    ),
+    "recipes": Command(
+        "train.recipes.settings:RecipesSettings",
+        "train.recipes.command:run_recipes",
+        "list the recipes and the studies, with source, expected result and cost; or print one",
+    ),
+    "sweep": Command(
+        "train.study.settings:SweepSettings",
+        "train.study.command:run_sweep",
+        "run a study: grids, variants and seeds of a recipe, several at the same time; resumable",
+    ),
+    "compare": Command(
+        "train.study.settings:CompareSettings",
+        "train.study.command:run_compare",
+        "compare runs: mean, deviation, the difference to a baseline with its interval; table, figure and page",
     ),
     "bench": Command(
         "bench.settings:BenchSettings",
@@ -151,14 +169,16 @@ def _call(command: str, arguments: Sequence[str]) -> int:
     entry = COMMANDS[command]
     settings: Any = None
     try:
-        settings = _find("arguments:parse")(_find(entry.settings), arguments, command=command, text=entry.text)
+        presets = entry.presets and (entry.presets[0], _find(entry.presets[1]))
+        parse = _find("arguments:parse")
+        settings = parse(_find(entry.settings), arguments, command=command, text=entry.text, presets=presets)
         if not getattr(settings, "resume", False):  # a run to resume has settings of its own
             settings.check()
         _run(command, settings)
     except ConvNNError as error:
         print(f"convnn {command}: error: {_with_option(error, settings)}", file=sys.stderr)
         return 2
-    except (MissingExtraError, DivergedError) as error:
+    except (MissingExtraError, RunError) as error:
         print(f"convnn {command}: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -172,7 +192,7 @@ def _call(command: str, arguments: Sequence[str]) -> int:
 def _with_option(error: ConvNNError, settings: Any) -> str:
     """Return an error's text with the option in place of the field that it begins with."""
     name, _, rest = str(error).partition(":")
-    for field in dataclasses.fields(settings):
+    for field in dataclasses.fields(settings) if settings is not None else ():
         if field.name == name:
             name = _find("arguments:option_of")(field)
     return f"{name}:{rest}"

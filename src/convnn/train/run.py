@@ -34,6 +34,10 @@ except ImportError as error:
     raise missing_extra(error.name or "lightning", "train") from error
 
 
+MODEL_FIELDS = {"name", "num_classes", "in_channels", "in_chans", "image_size", "img_size", "pretrained", "layer"}
+"""Keywords of ``create_model`` that the data or other settings decide."""
+
+
 def train(settings: TrainSettings, *, say: Callable[[str], None] | None = None) -> dict[str, Any]:
     """Train one model, choose its best epoch on the validation images, and test that one once.
 
@@ -97,6 +101,10 @@ def build_model(settings: TrainSettings, *, classes: int) -> nn.Module:
     }
     if settings.model not in CONFIGURATIONS:
         given["layer"] = settings.layer
+    more = dict(settings.model_options or {})
+    if twice := sorted(more.keys() & (given.keys() | MODEL_FIELDS)):
+        fix = f"give --{twice[0].replace('_', '-')}" if twice[0] in fields else "leave it out"
+        raise invalid("model_options", "keywords that are no options themselves", repr(twice[0]), fix)
     return create_model(
         settings.model,
         num_classes=classes,
@@ -104,6 +112,7 @@ def build_model(settings: TrainSettings, *, classes: int) -> nn.Module:
         image_size=settings.image_size,
         pretrained=settings.pretrained,
         **given,
+        **more,
     )
 
 

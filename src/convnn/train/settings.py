@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .._utils.settings import check_folder, check_number, check_whole, option
+from .._utils.settings import check_folder, check_number, check_whole, option, positional
 from ..errors import invalid, missing_extra, unknown_name
 
 AUGMENTATIONS = ("none", "light", "strong")
@@ -22,6 +22,7 @@ RUNTIME_ONLY = ("out", "resume", "workers", "accelerator", "download", "progress
 class TrainSettings:
     """Settings of ``convnn train``."""
 
+    recipe: str = positional("a name of `convnn recipes`, or a YAML file: the defaults of all options", default="")
     data: str = option(
         "", "folder of images (class folders, perhaps inside train/ val/ test/), or timm's name: hfds/..."
     )
@@ -41,6 +42,9 @@ class TrainSettings:
     candidates: str = option("all", "who may be a neighbour: all, random:32, grid:5 or window:7; fewer cost less")
     similarity: str = option("", "how tokens are compared: cosine, dot, blend:0.5, ...; empty: the layer's own")
     stem: str = option("", "imagenet, or cifar for 32 x 32 images; empty: the model's own")
+    model_options: dict[str, Any] | None = option(  # noqa: RUF009 - a field, as the others
+        None, "more keywords of create_model, e.g. {kernel_size: 2, pattern: layer4.*, drop_rate: 0.1}"
+    )
     init: str = option("default", "weights of swapped layers: default, random or from_original (where they fit)")
     pretrained: bool = option(False, "start from timm's pretrained weights (loaded before layers are swapped)")
     image_size: int | None = option(None, "side of the square input; default: the model's own")

@@ -11,6 +11,7 @@ from ..errors import invalid
 
 WIDTH, HEIGHT = 460, 300
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 40
+COLOURS = 5
 DASHES = ("", "7 3", "2 3", "10 3 2 3", "5 5")
 """Lines differ by dash as well as by colour, for colour-blind readers and black-and-white printers."""
 
@@ -61,7 +62,7 @@ def line_chart(curves: Sequence[Curve], *, title: str) -> str:
 
 
 def _stroke(number: int) -> str:
-    return f'style="stroke:var(--line-{number + 1})" stroke-dasharray="{DASHES[number % len(DASHES)]}"'
+    return f'style="stroke:var(--line-{number % COLOURS + 1})" stroke-dasharray="{DASHES[number % len(DASHES)]}"'
 
 
 def _legend(curves: Sequence[Curve]) -> str:
