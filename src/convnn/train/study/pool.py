@@ -54,18 +54,6 @@ def run_pool(runs: Sequence[dict[str, Any]], room: Room, report: Report) -> None
     except ImportError as error:
         raise missing_extra(error.name or "ray", "study") from error
 
-    class Reporter(tune.Callback):
-        """Hands on what runs report; Ray may pickle it, without what it hands on to."""
-
-        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
-            report(trial.config["position"], {name: result[name] for name in ("entry", "error") if name in result})
-
-        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            report(trial.config["position"], {"error": "its machine failed; see Ray's log"})
-
-        def __getstate__(self) -> dict[str, Any]:
-            return {}
-
     with _ray(room), tempfile.TemporaryDirectory(prefix=".ray-", dir=room.storage or None) as folder:
         tuner = tune.Tuner(
             tune.with_resources(_trial, {"cpu": room.cpus, "gpu": room.gpus}),
@@ -76,11 +64,35 @@ def run_pool(runs: Sequence[dict[str, Any]], room: Room, report: Report) -> None
             },
             tune_config=tune.TuneConfig(max_concurrent_trials=room.at_once or None),
             run_config=tune.RunConfig(
-                name="study", storage_path=folder, callbacks=[Reporter()], verbose=0,
+                name="study", storage_path=folder, callbacks=[_reporter(report)], verbose=0,
                 failure_config=tune.FailureConfig(max_failures=1),
             ),
         )  # fmt: skip
         tuner.fit()
+
+
+def _reporter(report: Report) -> Any:
+    """Return Ray's callback that hands on what runs report."""
+    from ray import tune
+
+    class Reporter(tune.Callback):
+        def __init__(self, report: Report | None) -> None:
+            self.report = report
+
+        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
+            self._tell(trial, {name: result[name] for name in ("entry", "error") if name in result})
+
+        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            self._tell(trial, {"error": "its machine failed; see Ray's log"})
+
+        def _tell(self, trial: Any, news: dict[str, Any]) -> None:
+            if self.report is not None:
+                self.report(trial.config["position"], news)
+
+        def __reduce__(self) -> Any:  # Ray keeps its callbacks on disk, where nothing could be told
+            return type(self), (None,)
+
+    return Reporter(report)
 
 
 def _trial(config: dict[str, Any]) -> None:
