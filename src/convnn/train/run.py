@@ -19,13 +19,13 @@ from .._utils.quiet import quiet_lightning
 from ..accounting import count_flops, count_parameters
 from ..errors import invalid, missing_extra
 from ..models import CONFIGURATIONS, check_model, create_model, input_config
-from .images import ImageData
-from .inventory import describe
+from .data.images import ImageData
+from .data.inventory import describe
+from .data.splits import FILE as SPLITS
+from .data.splits import check_splits, save_splits
 from .module import Classifier, Optimisation, seed_epoch
 from .record import Recorder
 from .settings import TrainSettings, load_settings, resumed, save_settings
-from .splits import FILE as SPLITS
-from .splits import check_splits, save_splits
 
 try:
     from lightning.pytorch import Trainer
