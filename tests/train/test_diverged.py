@@ -9,7 +9,7 @@ from torch import nn
 from convnn import ConvNNError, cli
 from convnn._utils.files import write_json
 from convnn.errors import DivergedError
-from convnn.train.data import Split, TensorData
+from convnn.train.data.resident import Split, TensorData
 from convnn.train.module import Classifier, Optimisation
 from convnn.train.record import Recorder
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from convnn import ConvNNError
 from convnn._utils.quiet import quiet_lightning
-from convnn.train.data import Batches, Split, TensorData
+from convnn.train.data.resident import Batches, Split, TensorData
 from convnn.train.module import Classifier, Optimisation, mixed_seed, seed_epoch
 from convnn.train.optimizer import make_schedule
 from convnn.train.record import Recorder

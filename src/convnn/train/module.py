@@ -118,7 +118,8 @@ class Classifier(LightningModule):
         self._check_finite("train", float(whole[1] / whole[0]), images, batch_index)
         if len(labels):
             self._update("train", loss, logits, labels)
-        return share * self._processes / whole[0]
+        weighted: Tensor = share * self._processes / whole[0]
+        return weighted
 
     def _count(self, stage: str, loss: Tensor, outputs: tuple[Tensor, Tensor], *, where: tuple[Tensor, int]) -> None:
         self._check_finite(stage, float(loss.detach()), *where)

@@ -49,8 +49,10 @@ class Optimisation:
         """Return timm's mixup and CutMix, or None where there is none; label smoothing is left to the loss."""
         if not (self.mixup or self.cutmix):
             return None
+        made: Any = Mixup  # which has no types
         alphas = {"mixup_alpha": self.mixup, "cutmix_alpha": self.cutmix}
-        return Mixup(**alphas, prob=self.mix_prob, label_smoothing=0.0, num_classes=num_classes)
+        mixer: Mixup = made(**alphas, prob=self.mix_prob, label_smoothing=0.0, num_classes=num_classes)
+        return mixer
 
 
 def make_optimizer(plan: Optimisation, model: nn.Module) -> torch.optim.Optimizer:
@@ -106,6 +108,7 @@ def make_schedule(plan: Optimisation, optimizer: torch.optim.Optimizer, total: i
     """
     rise = round(plan.warmup * total) if plan.warmup_steps is None else min(plan.warmup_steps, total)
     name, power = {"cosine": ("cosine", 0.0), "linear": ("poly", 1.0), "constant": ("constant", 0.0)}[plan.schedule]
+    schedule: Scheduler | None
     schedule, _ = create_scheduler_v2(
         optimizer,
         sched=name,

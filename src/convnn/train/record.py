@@ -71,10 +71,9 @@ class Recorder(Checkpoint):
         """Set the clock to zero and start it."""
         self._seconds, self._images, self._running_since = 0.0, 0, time.perf_counter()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *step: Any) -> None:
         """Count the images of a step, on all processes."""
+        _, batch, _ = step
         self._images += len(batch[1]) * trainer.world_size
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -48,14 +48,24 @@ def _json_line(event: str, numbers: dict[str, Any]) -> None:
 def line_of(epoch: dict[str, Any]) -> str:
     """Return an epoch in one line.
 
-    >>> line_of({"epoch": 2, "epochs": 9, "train_loss": 1.25, "train_accuracy": 0.5, "val_loss": 1.5,
-    ...          "val_accuracy": 0.25, "lr": 0.001, "images_per_second": 1234.5, "seconds": 7.25})
+    >>> line_of(
+    ...     {
+    ...         "epoch": 2,
+    ...         "epochs": 9,
+    ...         "train_loss": 1.25,
+    ...         "train_accuracy": 0.5,
+    ...         "val_loss": 1.5,
+    ...         "val_accuracy": 0.25,
+    ...         "lr": 0.001,
+    ...         "images_per_second": 1234.5,
+    ...         "seconds": 7.25,
+    ...     }
+    ... )
     'epoch 2/9   train 1.2500 50.00 %   val 1.5000 25.00 %   lr 0.001   1,234 images/s   7.2 s'
     """
     parts = [f"epoch {epoch['epoch']}/{epoch['epochs']}"]
-    for stage in ("train", "val"):
-        if f"{stage}_loss" in epoch:
-            parts.append(f"{stage} {epoch[f'{stage}_loss']:.4f} {100 * epoch[f'{stage}_accuracy']:.2f} %")
+    stages = [stage for stage in ("train", "val") if f"{stage}_loss" in epoch]
+    parts += [f"{stage} {epoch[f'{stage}_loss']:.4f} {100 * epoch[f'{stage}_accuracy']:.2f} %" for stage in stages]
     parts += [f"lr {epoch['lr']:.3g}", f"{epoch['images_per_second']:,.0f} images/s", f"{epoch['seconds']:.1f} s"]
     return "   ".join(parts)
 

@@ -20,9 +20,11 @@ from .._utils.quiet import quiet_lightning
 from ..accounting import count_flops, count_parameters
 from ..errors import RunError, invalid, missing_extra
 from ..models import check_model, input_config
-from .checkpoint import BEST, LAST, SafeCheckpointIO, checkpoint_to_resume, remove_leftovers
-from .images import ImageData
-from .inventory import describe
+from .checkpoint import BEST, SafeCheckpointIO, checkpoint_to_resume, remove_leftovers
+from .data.images import ImageData
+from .data.inventory import describe
+from .data.splits import FILE as SPLITS
+from .data.splits import check_splits, save_splits
 from .loading import build_model, load_checkpoint, load_run
 from .module import Classifier, Optimisation, seed_epoch
 from .optimizer import freeze
@@ -33,12 +35,10 @@ from .setting_checks import betas_of, names_of
 from .settings import TrainSettings
 from .settings_file import resumed, save_settings
 from .signals import Interruption
-from .splits import FILE as SPLITS
-from .splits import check_splits, save_splits
 from .survival import Survival
 
 try:
-    from lightning.pytorch import Trainer
+    from lightning.pytorch import LightningModule, Trainer
     from lightning.pytorch.callbacks import Callback, RichProgressBar
     from rich.console import Console
     from timm.utils import ModelEmaV3
@@ -72,7 +72,7 @@ def train(settings: TrainSettings, *, say: Say | None = None, report: Report | N
     settings.check()
     with Interruption() as interruption, _one_line(settings):
         if not settings.seeds:
-            return _Run(settings, say, report, interruption).result()
+            return _Run(settings, interruption, say=say, report=report).result()
 
         def once(one: TrainSettings, name: str) -> dict[str, Any]:
             say(name)
@@ -84,9 +84,7 @@ def train(settings: TrainSettings, *, say: Say | None = None, report: Report | N
 class _Run:
     """One run: the settings, who is told of it, and what may interrupt it."""
 
-    def __init__(
-        self, settings: TrainSettings, say: Say, report: Report | None, interruption: Interruption
-    ) -> None:
+    def __init__(self, settings: TrainSettings, interruption: Interruption, *, say: Say, report: Report | None) -> None:
         self.settings, self.say, self.report, self.interruption = settings, say, report, interruption
         self.out = Path(settings.out)
         self.writes = rank() == 0
@@ -115,7 +113,8 @@ class _Run:
             checkpoint = checkpoint_to_resume(out, self.say) if settings.resume else None
             trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
             trainer.test(classifier, datamodule=data, ckpt_path=out / BEST, verbose=False, weights_only=True)
-        recorder.result["test"] = dict(classifier.summary)
+        test = {name: number for name, number in classifier.summary.items() if name.startswith("test_")}
+        recorder.result["test"] = test
         if self.writes:
             recorder.write("finished")
         return recorder.result
@@ -126,7 +125,7 @@ class _Run:
         if frozen := freeze(model, names_of(settings.freeze)):
             self.say(f"Frozen: {len(frozen)} of {len(list(model.parameters()))} weights: {', '.join(frozen)}")
         if settings.channels_last:
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            model.to(memory_format=torch.channels_last)
         average = ModelEmaV3(model, decay=settings.ema, use_warmup=settings.ema_warmup) if settings.ema else None
         if average is not None:
             average.requires_grad_(requires_grad=False)
@@ -208,7 +207,7 @@ class _EvaluateEvery(Callback):
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *step: Any) -> None:
         """Decide whether the epoch ends with a validation."""
         last = trainer.current_epoch + 1 == trainer.max_epochs
         trainer.check_val_every_n_epoch = 1 if last else self.epochs
@@ -270,6 +269,5 @@ def _silent(_: str) -> None:
 
 
 def _optimisation(settings: TrainSettings) -> Optimisation:
-    lists = {"betas": betas_of(settings.betas)}
-    same = {f.name: getattr(settings, f.name) for f in dataclasses.fields(Optimisation) if f.name not in lists}
-    return Optimisation(**same, **lists)
+    same: dict[str, Any] = {field.name: getattr(settings, field.name) for field in dataclasses.fields(Optimisation)}
+    return Optimisation(**{**same, "betas": betas_of(settings.betas)})

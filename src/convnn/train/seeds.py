@@ -35,7 +35,7 @@ def train_seeds(settings: TrainSettings, once: Callable[[TrainSettings, str], di
     runs: dict[str, dict[str, Any]] = {}
     for seed in seeds_of(settings.seeds):
         folder = out / f"seed-{seed}"
-        own = {"seeds": "", "seed": seed, "out": str(folder), "resume": False, "auto_resume": goes_on}
+        own: dict[str, Any] = {"seeds": "", "seed": seed, "out": str(folder), "resume": False, "auto_resume": goes_on}
         runs[str(seed)] = once(dataclasses.replace(settings, **own), f"seed {seed}")
         result = sum_up(runs, finished=len(runs) == len(seeds_of(settings.seeds)))
         if rank() == 0:
@@ -52,14 +52,13 @@ def sum_up(runs: dict[str, dict[str, Any]], *, finished: bool) -> dict[str, Any]
     0.5
     """
     first = next(iter(runs.values()))
-    measured = {
-        name: spread([run["test"][name] for run in runs.values()]) for name in SUMMED if name in first["test"]
-    }
+    measured = {name: spread([run["test"][name] for run in runs.values()]) for name in SUMMED if name in first["test"]}
     measured["val_accuracy"] = spread([run["best"]["val_accuracy"] for run in runs.values()])
-    shared = {name: first[name] for name in ("settings", "classes", "images", "parameters", "flops", "provenance")
-              if name in first}  # fmt: skip
+    names = ("settings", "classes", "images", "parameters", "flops", "provenance")
+    shared = {name: first[name] for name in names if name in first}
     each = {seed: {"test": run["test"], "best": run["best"]} for seed, run in runs.items()}
-    return {**shared, "status": "finished" if finished else "running", "seeds": each, "test": measured}
+    status = "finished" if finished else "running"
+    return {**shared, "status": status, "seeds": each, "test": measured}
 
 
 def spread(values: list[float]) -> dict[str, Any]:

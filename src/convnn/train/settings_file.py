@@ -42,11 +42,16 @@ def resumed(settings: TrainSettings) -> TrainSettings:
     """
     saved = load_settings(Path(settings.out) / "settings.yaml")
     for field in dataclasses.fields(TrainSettings):
-        given, before = getattr(settings, field.name), getattr(saved, field.name)
+        given, before = (_plain(getattr(one, field.name)) for one in (settings, saved))
         if field.name not in RUNTIME_ONLY and given not in (field.default, before):
             expected = f"{before!r}, as the run in {settings.out} was started"
             raise invalid(field.name, expected, repr(given), "leave it out to resume, or start anew in another --out")
     return dataclasses.replace(saved, **{name: getattr(settings, name) for name in RUNTIME_ONLY})
+
+
+def _plain(value: Any) -> Any:
+    """Return a tuple as the list that YAML makes of it."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _yaml() -> Any:

@@ -46,13 +46,11 @@ class Survival(Checkpoint):
         """Train no further where a checkpoint has all updates."""
         self._limit(trainer, int(checkpoint["global_step"]))
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *step: Any) -> None:
         """Save, and stop, where it is asked for and the weights were just updated."""
         self._limit(trainer, trainer.global_step)
-        last = batch_idx + 1 >= trainer.num_training_batches or trainer.should_stop
-        if last or (batch_idx + 1) % trainer.accumulate_grad_batches:
+        batch_idx: int = step[2]
+        if trainer.is_last_batch or trainer.should_stop or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return  # gradients are being added up; or what follows the epoch's last batch, saves
         if trainer.world_size == 1 or trainer.global_step % POLL == 0:
             self._save_if_asked(trainer, pl_module)
@@ -62,10 +60,7 @@ class Survival(Checkpoint):
         if trainer.training or trainer.validating:
             self._save_if_asked(trainer, pl_module)
 
-    def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:  # fmt: skip
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *step: Any) -> None:
         """Save and stop inside a validation, which a resumed run starts again."""
         if trainer.world_size == 1 and self.interruption.pending:
             self._save_if_asked(trainer, pl_module)
@@ -76,10 +71,7 @@ class Survival(Checkpoint):
         if self._agreed(trainer, self.interruption.pending):
             self._stop()
 
-    def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:  # fmt: skip
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *step: Any) -> None:
         """Stop inside the test, which a resumed run starts again."""
         if self.interruption.pending:
             self.interruption.stop()
