@@ -16,8 +16,10 @@ from importlib import import_module
 from typing import Any, NamedTuple, TextIO
 
 from . import __version__
-from .errors import ConvNNError, MissingExtraError, RunError
+from .errors import ConvNNError, MissingExtraError, RunError, TerminatedError
 
+TERMINATED = 143
+"""The status that shells report of a program that SIGTERM has stopped: 128 and the number of the signal."""
 BROKEN_PIPE = 141
 """The status that shells report of a program whose output nobody read to its end: 128 and the number of SIGPIPE."""
 
@@ -105,8 +107,8 @@ def overview() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return 0, or 1 for a missing package or a run that diverged, 2 for wrong options or data, 130 if
-    interrupted, 141 if nobody reads what it prints (as in ``convnn table headline | head -1``).
+    """Run a command; return 0, or 1 for a missing package or a run that cannot go on, 2 for wrong options or data, 130
+    if interrupted, 143 after SIGTERM, 141 if nobody reads what it prints (as in ``convnn table headline | head -1``).
     """
     try:
         try:
@@ -178,15 +180,21 @@ def _call(command: str, arguments: Sequence[str]) -> int:
     except ConvNNError as error:
         print(f"convnn {command}: error: {_with_option(error, settings)}", file=sys.stderr)
         return 2
+    except TerminatedError as error:
+        print(f"convnn {command}: {error}{_how_to_go_on(command, settings)}", file=sys.stderr)
+        return TERMINATED
     except (MissingExtraError, RunError) as error:
         print(f"convnn {command}: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        started = command == "train" and settings is not None
-        hint = f"; go on with: convnn train --out {settings.out} --resume" if started else ""
-        print(f"convnn {command}: interrupted{hint}", file=sys.stderr)
+        print(f"convnn {command}: interrupted{_how_to_go_on(command, settings)}", file=sys.stderr)
         return 130
     return 0
+
+
+def _how_to_go_on(command: str, settings: Any) -> str:
+    started = command == "train" and settings is not None
+    return f"; go on with: convnn train --out {settings.out} --resume" if started else ""
 
 
 def _with_option(error: ConvNNError, settings: Any) -> str:

@@ -28,6 +28,10 @@ class DivergedError(RunError):
     """Raised when a training run has numbers that are no longer finite: its loss, or its weights."""
 
 
+class TerminatedError(RunError):
+    """Raised when a run was stopped by SIGTERM, after it has saved where it was."""
+
+
 class ConversionWarning(UserWarning):
     """Issued when ``convnn.convert`` was asked for a layer that it cannot replace."""
 

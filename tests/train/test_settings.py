@@ -3,7 +3,8 @@ import pytest
 from convnn import ConvNNError
 from convnn.demo.settings import DemoSettings
 from convnn.train import TrainSettings
-from convnn.train.settings import is_named, load_settings, resumed, save_settings
+from convnn.train.settings import is_named
+from convnn.train.settings_file import load_settings, resumed, save_settings
 
 
 @pytest.mark.parametrize(

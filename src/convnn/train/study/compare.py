@@ -13,13 +13,13 @@ from typing import Any
 
 from ..._utils.provenance import provenance
 from ...errors import invalid, missing_extra, unknown_name
+from ..settings import RUNTIME_ONLY
 from .trial import read_result
 
 LEVEL = 0.95
 """Of the intervals."""
 SEED = re.compile(r"seed-\d+")
-PLACES = ("out", "seed", "seeds", "resume", "auto_resume", "recipe", "workers", "accelerator", "devices", "num_nodes",
-          "strategy", "download", "checkpoint_minutes", "tensorboard", "progress", "json_lines")  # fmt: skip
+PLACES = (*RUNTIME_ONLY, "seed", "seeds", "recipe")
 """Settings in which the runs of one variant may differ."""
 
 
@@ -124,13 +124,14 @@ def _folders(runs: Sequence[str]) -> Iterator[Path]:
     for run in runs:
         found = sorted(glob.glob(run)) if any(sign in run for sign in "*?[") else [run]
         for folder in map(Path, found):
-            if (folder / "settings.yaml").is_file() and (folder / "result.json").is_file():
-                yield folder
-            else:
-                inside = (
-                    path.parent for path in folder.rglob("result.json") if path.with_name("settings.yaml").is_file()
-                )
-                yield from sorted(inside, key=_by_number)
+            inside = [folder] if _is_run(folder) else [path.parent for path in folder.rglob("result.json")]
+            yield from sorted(filter(_is_run, inside), key=_by_number)
+
+
+def _is_run(folder: Path) -> bool:
+    """Return True for the folder of one run, and not for that of several seeds, which has their sum."""
+    there = (folder / "settings.yaml").is_file() and (folder / "result.json").is_file()
+    return there and "seeds" not in read_result(folder / "result.json")
 
 
 def _by_number(path: Path) -> list[Any]:

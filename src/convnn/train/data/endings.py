@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 
-from ..errors import missing_extra
+from ...errors import missing_extra
 
 try:
     from PIL import Image, features

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from convnn import ConvNNError
-from convnn.train.folders import read_folder
-from convnn.train.inventory import describe
-from convnn.train.listing import list_images
+from convnn.train.data.folders import read_folder
+from convnn.train.data.inventory import describe
+from convnn.train.data.listing import list_images
 
 NOTHING = {"train": "train", "val": "", "test": ""}
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import invalid
+from ...errors import invalid
 from .endings import is_hidden, kind_of
 from .listing import (
     Identity,

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, IterableDataset, Subset
 
-from ..errors import MissingExtraError, invalid, missing_extra
+from ...errors import MissingExtraError, invalid, missing_extra
+from ..settings import TrainSettings
 from .decode import read_image
-from .settings import TrainSettings
 from .splits import cut, digest
 
 try:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from convnn import ConvNNError
-from convnn.train.decode import read_image
+from convnn.train.data.decode import read_image
 
 
 def noise(*shape, high=256, dtype=np.uint8):

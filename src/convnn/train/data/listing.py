@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import ConvNNError, invalid
+from ...errors import ConvNNError, invalid
 from .endings import ending_of, is_hidden, kind_of
 
 LINKS_BACK = "linked to a folder above"

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import invalid, missing_extra
-from .module import Batch, mixed_seed
+from ...errors import invalid, missing_extra
+from ..module import Batch, mixed_seed
 
 try:
     from lightning.pytorch import LightningDataModule

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from .._utils.files import write_json
-from ..errors import ConvNNError, invalid
+from ..._utils.files import write_json
+from ...errors import ConvNNError, invalid
+from ..settings import TrainSettings
 from .listing import shown_names
-from .settings import TrainSettings
 
 FILE = "splits.json"
 ELSEWHERE = "start again in another --out"

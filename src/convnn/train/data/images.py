@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Subset, default_collate
 
-from ..errors import ConvNNError, invalid, missing_extra
-from ..models.backbones import InputConfig
-from .data import next_epoch
+from ...errors import ConvNNError, invalid, missing_extra
+from ...models.backbones import InputConfig
+from ..module import mixed_seed, seed_epoch
+from ..settings import TrainSettings, is_named
 from .decode import as_mode, read_image
 from .folders import FolderImages, ImageFile, read_folder, refuse_shared
-from .module import mixed_seed, seed_epoch
 from .named import class_names, named_record, named_splits
-from .settings import TrainSettings, is_named
+from .resident import next_epoch
 from .splits import cut, folder_record
 
 try:

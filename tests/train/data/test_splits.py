@@ -10,8 +10,8 @@ from torch.utils.data import Dataset
 from convnn import ConvNNError
 from convnn.models import InputConfig
 from convnn.train import TrainSettings
-from convnn.train.images import ImageData
-from convnn.train.splits import check_splits, save_splits
+from convnn.train.data.images import ImageData
+from convnn.train.data.splits import check_splits, save_splits
 
 
 def record(folder, **options):

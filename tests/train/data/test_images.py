@@ -12,7 +12,7 @@ from convnn import ConvNNError
 from convnn.errors import MissingExtraError
 from convnn.models import InputConfig
 from convnn.train import TrainSettings
-from convnn.train.images import ImageData, class_names, transform
+from convnn.train.data.images import ImageData, class_names, transform
 
 TAKES = InputConfig(12)
 

@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import IO, Any
 
-from ..errors import ConvNNError, invalid, missing_extra
+from ...errors import ConvNNError, invalid, missing_extra
 from .endings import image_formats
 
 try:
