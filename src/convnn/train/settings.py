@@ -10,6 +10,7 @@ from typing import Any
 
 from .._utils.settings import check_folder, check_number, check_whole, option
 from ..errors import invalid, missing_extra, unknown_name
+from .data.options import check_data_options
 
 AUGMENTATIONS = ("none", "light", "strong")
 ACCELERATORS = ("auto", "cpu", "gpu", "mps", "tpu")
@@ -55,6 +56,13 @@ class TrainSettings:
     label_smoothing: float = option(0.0, "label smoothing of the training loss")
     seed: int = option(0, "seed of the weights, the splits, the batches and the augmentation")
     workers: int = option(0, "processes that read images; 0 reads them in the training process")
+    # Data
+    resident: str = option("auto", "keep decoded images in memory: auto (up to 4 GiB), yes or no (workers read them)")
+    flip: bool = option(False, "mirror half of the training images (batched; beside --augment)")
+    pad_crop: int = option(0, "translate training images by up to so many pixels, the border by reflection")
+    cutout: int = option(0, "side of a square that is cut out of every training image, in pixels")
+    normalize: str = option("model", "mean and deviation: the model's, or data: those of the training images")
+    bad_images: str = option("stop", "images that cannot be read: stop the run, or skip (named and counted)")
     accelerator: str = option("auto", "auto, cpu, gpu, mps or tpu")
     precision: str = option("32", "32, 64, bf16-mixed or 16-mixed")
     out: str = option(
@@ -72,6 +80,7 @@ class TrainSettings:
         parse_candidates(self.candidates)
         parse_similarity(self.similarity or "cosine")
         _check_data(self)
+        check_data_options(self)
         for field, minimum in (("k", 1), ("epochs", 1), ("batch_size", 1), ("seed", 0), ("workers", 0)):
             check_whole(field, getattr(self, field), minimum)
         check_whole("image_size", self.image_size, 1, optional=True)
