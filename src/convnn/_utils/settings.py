@@ -98,6 +98,7 @@ _KINDS: dict[Any, str] = {
     bool: "true or false",
     str: "text",
     list: "a list",
+    tuple: "a list",
     dict: "keys and values",
     NoneType: "nothing",
 }
@@ -106,4 +107,4 @@ _KINDS: dict[Any, str] = {
 def _is(value: object, kind: Any) -> bool:
     if isinstance(value, bool) and kind is not bool:
         return False
-    return isinstance(value, int | float) if kind is float else isinstance(value, kind)
+    return isinstance(value, {float: (int, float), tuple: (list, tuple)}.get(kind, kind))

@@ -8,6 +8,7 @@ from typing import Any
 
 from .._utils.settings import check_number, option, positional
 from ..errors import invalid
+from .data.options import check_data_options
 from .setting_checks import check_settings
 
 RUNTIME_ONLY = (
@@ -80,6 +81,13 @@ class TrainSettings:
     weights: str = option("", "file of the model's pretrained weights, in place of timm's download")
     seed: int = option(0, "seed of the weights, the splits, the batches and the augmentation")
     seeds: tuple[int, ...] | str = option("", "several runs, e.g. 0,1,2: each in seed-N of --out, summed up in --out")
+    # Data
+    resident: str = option("auto", "keep decoded images in memory: auto (up to 4 GiB), yes or no (workers read them)")
+    flip: bool = option(False, "mirror half of the training images (batched; beside --augment)")
+    pad_crop: int = option(0, "translate training images by up to so many pixels, the border by reflection")
+    cutout: int = option(0, "side of a square that is cut out of every training image, in pixels")
+    normalize: str = option("model", "mean and deviation: the model's, or data: those of the training images")
+    bad_images: str = option("stop", "images that cannot be read: stop the run, or skip (named and counted)")
     # where and how it runs
     workers: int = option(0, "processes that read images; 0 reads them in the training process")
     accelerator: str = option("auto", "auto (the GPUs that there are, else the CPU), cpu, gpu, mps or tpu")
@@ -102,6 +110,7 @@ class TrainSettings:
     def check(self) -> None:
         """Raise ConvNNError for the first field that is wrong; nothing is read but the existence of files."""
         _check_data(self)
+        check_data_options(self)
         check_settings(self)
 
 

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 from ..._utils.files import make_folder, write_json
 from ...errors import ConvNNError, RunError, invalid
 from ..recipes import load_study
-from ..settings import RUNTIME_ONLY, TrainSettings, load_settings
+from ..settings import RUNTIME_ONLY, TrainSettings
+from ..settings_file import load_settings
 from .compare import compare
 from .figure import draw
 from .page import write_page
@@ -123,9 +124,14 @@ def _check_same(run: TrainSettings) -> None:
     before = load_settings(path)
     for field in dataclasses.fields(TrainSettings):
         old, new = getattr(before, field.name), getattr(run, field.name)
-        if field.name not in RUNTIME_ONLY and old != new:
+        if field.name not in RUNTIME_ONLY and _plain(old) != _plain(new):
             error = invalid(field.name, f"{old!r}, as the run in {run.out} has it", repr(new), "choose another --out")
             raise ConvNNError(f"out: {error}")
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as YAML reads it again."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _why(errors: dict[str, str]) -> str:
