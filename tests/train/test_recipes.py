@@ -116,7 +116,9 @@ def test_a_bad_recipe_is_one_line_that_names_the_key(text, message, tmp_path, ca
     assert len(err.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize(("name", "hint"), [("vgg11_cifar", "did you mean 'vgg11_cifar10'"), ("a/b.yaml", "check the path")])
+@pytest.mark.parametrize(
+    ("name", "hint"), [("vgg11_cifar", "did you mean 'vgg11_cifar10'"), ("a/b.yaml", "check the path")]
+)
 def test_unknown_recipes_are_named(name, hint, capsys):
     status, _, err = run(capsys, "train", name)
     assert status == 2

@@ -62,7 +62,10 @@ def test_merging_copies():
         (BASE + "variants: {a b: {k: 1}, a;b: {k: 2}}\n", "^variants: expected names that differ"),
         ("recipe: nowhere\n", "^recipe: expected one of 'cifar10_fast'"),
         ("recipe: 3\n", "^recipe: expected a name, a path or a list"),
-        (BASE + "grid: {kk: [3]}\n", "^kk=3: kk: expected an option of convnn train, got an unknown one; did you mean k?"),
+        (
+            BASE + "grid: {kk: [3]}\n",
+            "^kk=3: kk: expected an option of convnn train, got an unknown one; did you mean k?",
+        ),
         (BASE + "grid: {k: [x]}\n", "^k=x: k: expected a whole number, got 'x'; change it"),
         (BASE + "grid: {lr: [true]}\n", "^lr=True: lr: expected a number, got True"),
         (BASE + "grid: {seed: [3]}\n", r"^seed=3: seed: expected none \(the study sets it\)"),
@@ -120,7 +123,9 @@ def network(row):
 def planned(run):
     """Return the same of a run of a study."""
     given = run.settings
-    more = {key: value for key, value in (given.get("model_options") or {}).items() if (key, value) != ("kernel_size", 3)}
+    more = {
+        key: value for key, value in (given.get("model_options") or {}).items() if (key, value) != ("kernel_size", 3)
+    }
     classes = 100 if given["data"] == "torch/cifar100" else 10
     return (
         given["model"], classes, given["layer"], given.get("branch_ratio", 0.5), given.get("k", 9),

@@ -69,7 +69,9 @@ def test_a_study_runs_what_is_left_and_compares(study, tmp_path):
     assert names <= {path.name for path in (tmp_path / "out").iterdir()}
     again = Watch()
     (tmp_path / "out" / "conv" / "seed-1" / "result.json").write_text('{"status": "running"}')
-    sweep(study, watch=again, pool=lambda runs, room, report: in_turn([{**r, "resume": True} for r in runs], room, report))
+    sweep(
+        study, watch=again, pool=lambda runs, room, report: in_turn([{**r, "resume": True} for r in runs], room, report)
+    )
     assert again.ends == [("conv/seed-1", "")]
 
 
@@ -146,7 +148,10 @@ def test_a_process_that_is_killed_is_started_again(tmp_path, monkeypatch):
     assert run_process({"out": str(tmp_path / "run")}, threads=1, report=print) == ""
     assert counter.read_text() == "xxx"
     kills["n"] = 9
-    assert run_process({"out": str(tmp_path / "run")}, threads=1, report=print) == "its process was killed by signal 9, 3 times"
+    assert (
+        run_process({"out": str(tmp_path / "run")}, threads=1, report=print)
+        == "its process was killed by signal 9, 3 times"
+    )
 
 
 def test_a_process_ends_with_the_study_that_started_it(images, tmp_path):
