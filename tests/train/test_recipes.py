@@ -131,7 +131,7 @@ def test_model_options_reach_the_model_and_none_is_given_twice(images):
     with torch.device("meta"):
         model = build_model(made, classes=10)
     assert {part.kernel_size for name, part in model.named_modules() if name.endswith(".conv")} == {(1, 1)}
-    with pytest.raises(ConvNNError, match="^model_options: expected keywords .* got 'k'; give --k"):
+    with pytest.raises(ConvNNError, match=r"^model_options: expected keywords .* got 'k'; give --k"):
         build_model(dataclasses.replace(made, model_options={"k": 3}), classes=10)
 
 

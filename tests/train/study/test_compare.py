@@ -126,7 +126,7 @@ def test_nothing_finished_and_unknown_baselines(study, tmp_path):
     write_run(tmp_path / "a", accuracy=0.1, status="running")
     with pytest.raises(ConvNNError, match=r"^runs: expected folders with finished runs .*a: running\); train first"):
         compare([str(tmp_path / "a")])
-    with pytest.raises(ConvNNError, match="^baseline: expected one of 'conv', 'k=9', 'k=10', got 'con'"):
+    with pytest.raises(ConvNNError, match=r"^baseline: expected one of 'conv', 'k=9', 'k=10', got 'con'"):
         compare([str(study)], baseline="con")
 
 

@@ -86,9 +86,9 @@ def test_a_choice_of_variants_and_other_seeds():
     assert [(run.variant, run.seed) for run in chosen.runs][:3] == [
         ("conv,lr=1e-05", 5), ("conv,lr=1e-05", 6), ("conv,lr=5e-05", 5),
     ]  # fmt: skip
-    with pytest.raises(ConvNNError, match="^only: expected a pattern that matches a variant"):
+    with pytest.raises(ConvNNError, match=r"^only: expected a pattern that matches a variant"):
         select(plan, only="nothing")
-    with pytest.raises(ConvNNError, match="^seeds: expected whole numbers such as 0,1,2, got '1,x'"):
+    with pytest.raises(ConvNNError, match=r"^seeds: expected whole numbers such as 0,1,2, got '1,x'"):
         select(plan, seeds="1,x")
 
 
@@ -116,7 +116,8 @@ def network(row):
     return (
         model, options["num_classes"], options.get("attention", "hybrid"), options.get("branch_ratio", 0.5),
         9 if options.get("attention") == "attention" or options.get("branch_ratio") == 0 else options["k"],
-        format_candidates(options.get("candidates", "all")), "blend:0.5" if blend else "cosine", tuple(sorted(more.items())),
+        format_candidates(options.get("candidates", "all")), "blend:0.5" if blend else "cosine",
+        tuple(sorted(more.items())),
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""A study on Ray itself: killed, resumed, and the same as if it had not been. Slow: Ray takes half a minute to start."""
+"""A study on Ray itself: killed, resumed, and as if it had not been. Slow: Ray takes half a minute to start."""
 
 import json
 import os

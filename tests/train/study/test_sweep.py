@@ -87,7 +87,7 @@ def test_a_run_that_fails_stops_no_other(study, tmp_path):
     path = tmp_path / "tiny.yaml"
     path.write_text(path.read_text().replace("layer: hybrid,", "layer: hybrid, lr: 99.0,"))
     watch = Watch()
-    with pytest.raises(RunError, match="^1 of 3 runs have not finished; hybrid/seed-0: it failed$"):
+    with pytest.raises(RunError, match=r"^1 of 3 runs have not finished; hybrid/seed-0: it failed$"):
         sweep(study, watch=watch, pool=in_turn)
     assert watch.ends[-1] == ("hybrid/seed-0", "it failed")
     assert (tmp_path / "out" / "comparison.html").is_file()
@@ -108,7 +108,7 @@ def test_a_dry_run_lists_and_runs_nothing(study, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-# ------------------------------------------------------------------------------------------------ processes of their own
+# ---------------------------------------------------------------------------------------- processes of their own
 def values(images, out, **more):
     given = {"data": str(images), "epochs": 2, "batch_size": 16, "image_size": 8, "channels": 1, "augment": "none"}
     return {**given, "out": str(out), "progress": False, "accelerator": "cpu", **more}

@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..._utils.yaml import load_yaml
 from ...errors import invalid, unknown_name
+from .reading import load_yaml
 
 FOLDER = Path(__file__).parent
 ABOUT = ("title", "source", "expected", "cost", "notes")
@@ -57,6 +57,18 @@ def load_study(name: str) -> Recipe:
     Raises ConvNNError as ``load_recipe`` does.
     """
     return _load(name, folder=FOLDER / "studies", block="study")
+
+
+def find_file(name: str) -> Path:
+    """Return the file of a recipe or a study of the package; raises ConvNNError for another name.
+
+    >>> find_file("vgg11_cifar10").name
+    'vgg11_cifar10.yaml'
+    """
+    known = {path.stem: path for path in (*sorted(FOLDER.glob("*.yaml")), *sorted(FOLDER.glob("studies/*.yaml")))}
+    if name not in known:
+        raise unknown_name("name", name, known)
+    return known[name]
 
 
 def settings_of(name: str) -> dict[str, Any]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from ...errors import missing_extra, unknown_name
-from . import Recipe, list_recipes, list_studies
+from ...errors import missing_extra
+from . import Recipe, find_file, list_recipes, list_studies
 from .settings import RecipesSettings
 
 try:
@@ -26,18 +24,6 @@ def run_recipes(settings: RecipesSettings) -> None:
     console.print()
     console.print(_table("Studies: convnn sweep NAME", list_studies()))
     console.print("\nconvnn recipes NAME prints the file; a copy of it, changed, is trained by its path.")
-
-
-def find_file(name: str) -> Path:
-    """Return the file of a recipe or a study of the package; raises ConvNNError for another name.
-
-    >>> find_file("vgg11_cifar10").name
-    'vgg11_cifar10.yaml'
-    """
-    known = {one.name: one.path for one in (*list_recipes(), *list_studies())}
-    if name not in known:
-        raise unknown_name("name", name, known)
-    return known[name]
 
 
 def _table(title: str, recipes: list[Recipe]) -> Table:

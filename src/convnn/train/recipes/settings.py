@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..._utils.settings import positional
+from . import find_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +16,5 @@ class RecipesSettings:
 
     def check(self) -> None:
         """Raise ConvNNError for a name that is neither a recipe nor a study."""
-        from .command import find_file
-
         if self.name:
             find_file(self.name)

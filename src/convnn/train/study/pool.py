@@ -79,11 +79,12 @@ def _reporter(report: Report) -> Any:
         def __init__(self, report: Report | None) -> None:
             self.report = report
 
-        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
-            self._tell(trial, {name: result[name] for name in ("entry", "error") if name in result})
+        def on_trial_result(self, *_: Any, **info: Any) -> None:
+            result = info["result"]
+            self._tell(info["trial"], {name: result[name] for name in ("entry", "error") if name in result})
 
-        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            self._tell(trial, {"error": "its machine failed; see Ray's log"})
+        def on_trial_error(self, *_: Any, **info: Any) -> None:
+            self._tell(info["trial"], {"error": "its machine failed; see Ray's log"})
 
         def _tell(self, trial: Any, news: dict[str, Any]) -> None:
             if self.report is not None:

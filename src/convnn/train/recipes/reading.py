@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..errors import invalid, missing_extra
+from ...errors import invalid, missing_extra
 
 
 def load_yaml(path: Path, *, argument: str) -> dict[str, Any]:
