@@ -37,7 +37,7 @@ def results(folder):
     return read
 
 
-def wait_for(condition, seconds=300):
+def wait_for(condition, seconds=900):
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until
@@ -78,13 +78,13 @@ def test_a_study_that_is_killed_goes_on_where_it_was(images, tmp_path):
     before = {name: result for name, result in results(out).items() if result["status"] == "finished"}
     times = {name: (out / name / "result.json").stat().st_mtime_ns for name in before}
     again = sweep(tmp_path, "killed")
-    said, _ = again.communicate(timeout=500)
+    said, _ = again.communicate(timeout=900)
     assert again.returncode == 0, said
     assert f"2 runs in {out}, {len(before)} finished" in said
     assert {name: (out / name / "result.json").stat().st_mtime_ns for name in before} == times
     assert (out / "comparison.html").is_file()
     whole = sweep(tmp_path, "whole")
-    assert whole.wait(timeout=500) == 0
+    assert whole.wait(timeout=900) == 0
     for name, result in results(tmp_path / "whole").items():
         other = results(out)[name]
         assert [e["train_loss"] for e in result["epochs"]] == [e["train_loss"] for e in other["epochs"]]
