@@ -234,6 +234,6 @@ def test_without_places_there_are_checkpoints_at_the_ends_of_epochs_only(tiny, t
 
     monkeypatch.delattr(PlacedBatches, "state_dict")
     monkeypatch.setattr(Recorder, "on_train_epoch_end", lambda *_: None)
-    with pytest.raises(ConvNNError):  # no best.ckpt to test
+    with pytest.raises(RunError, match=r"best\.ckpt"):
         run(tmp_path / "run", **{**OFTEN, "epochs": 1})
     assert not (tmp_path / "run" / "last.ckpt").exists()

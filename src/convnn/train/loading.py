@@ -38,9 +38,13 @@ def build_model(settings: TrainSettings, *, classes: int) -> nn.Module:
             given[option] = getattr(settings, field_name)
     if settings.weights:
         given["pretrained_cfg_overlay"] = {"file": settings.weights}
-    model = _created(settings, given, classes)
+    return number_layers(_created(settings, given, classes))
+
+
+def number_layers(model: nn.Module) -> nn.Module:
+    """Number the layers that draw candidates: an evaluation then depends on the run, not on models built before it."""
     for number, layer in enumerate(part for part in model.modules() if isinstance(part, NeighborLayer)):
-        layer.eval_seed = number  # what an evaluation draws depends on the run alone, not on models built before
+        layer.eval_seed = number
     return model
 
 
