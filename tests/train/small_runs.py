@@ -154,7 +154,7 @@ def _child(work):
         code = 130
     except RunError:
         code = 1
-    except Exception:
+    except Exception:  # noqa: BLE001 - whatever it is, the test prints it and fails
         traceback.print_exc()
         code = 3
     os._exit(code)
