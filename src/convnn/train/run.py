@@ -168,7 +168,7 @@ class _Run:
             "images": data.counts(),
             "parameters": count_parameters(model),
             "flops": flops,
-            "provenance": provenance(),
+            "provenance": {**provenance(), **_gpu()},
         }
 
     def _trainer(self, recorder: Recorder) -> Trainer:
@@ -223,6 +223,10 @@ def _logger(settings: TrainSettings) -> Any:
         return TensorBoardLogger(settings.out, name="", version="tensorboard")
     except ModuleNotFoundError as error:
         raise missing_extra("tensorboard", "train") from error
+
+
+def _gpu() -> dict[str, str]:
+    return {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
 
 
 def _finished(out: Path) -> dict[str, Any] | None:
