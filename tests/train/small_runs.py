@@ -52,7 +52,7 @@ class RandomData(LightningDataModule):
 
     folder = None
 
-    def __init__(self, settings, *, takes, sizes=(41, 12, 12)):
+    def __init__(self, settings, *, takes, say=None, sizes=(41, 12, 12)):
         super().__init__()
         self.settings = settings
         self.classes = [str(number) for number in range(CLASSES)]

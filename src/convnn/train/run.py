@@ -98,7 +98,8 @@ class _Run:
         if settings.resume and (finished := _finished(out)):
             return finished
         check_model(settings.model)
-        data = ImageData(settings, takes=input_config(settings.model, settings.image_size, settings.stem or None))
+        takes = input_config(settings.model, settings.image_size, settings.stem or None)
+        data = ImageData(settings, takes=takes, say=self.say)
         if settings.resume:
             check_splits(data.record(), out / SPLITS)
         for line in describe(data.classes, data.counts(), data.folder):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .._utils.settings import check_number, option
 from ..errors import invalid
+from .data.options import check_data_options
 from .setting_checks import check_settings
 
 RUNTIME_ONLY = (
@@ -77,6 +78,13 @@ class TrainSettings:
     seeds: tuple[int, ...] | str = option("", "several runs, e.g. 0,1,2: each in seed-N of --out, summed up in --out")
     # where and how it runs
     workers: int = option(0, "processes that read images; 0 reads them in the training process")
+    # Data
+    resident: str = option("auto", "keep decoded images in memory: auto (up to 4 GiB), yes or no (workers read them)")
+    flip: bool = option(False, "mirror half of the training images (batched; beside --augment)")
+    pad_crop: int = option(0, "translate training images by up to so many pixels, the border by reflection")
+    cutout: int = option(0, "side of a square that is cut out of every training image, in pixels")
+    normalize: str = option("model", "mean and deviation: the model's, or data: those of the training images")
+    bad_images: str = option("stop", "images that cannot be read: stop the run, or skip (named and counted)")
     accelerator: str = option("auto", "auto (the GPUs that there are, else the CPU), cpu, gpu, mps or tpu")
     devices: str = option("auto", "how many devices a machine: a number, or auto (all GPUs, one CPU process)")
     num_nodes: int = option(1, "machines")
@@ -97,6 +105,7 @@ class TrainSettings:
     def check(self) -> None:
         """Raise ConvNNError for the first field that is wrong; nothing is read but the existence of files."""
         _check_data(self)
+        check_data_options(self)
         check_settings(self)
 
 

@@ -12,7 +12,9 @@ from convnn import ConvNNError
 from convnn.errors import MissingExtraError
 from convnn.models import InputConfig
 from convnn.train import TrainSettings
-from convnn.train.data.images import ImageData, class_names, transform
+from convnn.train.data.images import ImageData
+from convnn.train.data.named import class_names
+from convnn.train.data.transforms import transform
 
 TAKES = InputConfig(12)
 
@@ -87,11 +89,12 @@ def test_a_dataset_of_torchvision_through_timm(tmp_path, monkeypatch):
             return 20 if self.train else 6
 
         def __getitem__(self, index):
-            return self.transform(Image.new("L", (9, 9))), index % 2
+            image = Image.new("L", (9, 9))
+            return image if self.transform is None else self.transform(image), index % 2
 
     monkeypatch.setitem(__import__("timm.data.dataset_factory", fromlist=["x"])._TORCH_BASIC_DS, "cifar10", Fake)
     data = ImageData(TrainSettings(data="torch/cifar10", data_dir=str(tmp_path)), takes=TAKES)
-    assert data.counts() == {"train": 18, "test": 6, "val": 2}
+    assert data.counts() == {"train": 18, "val": 2, "test": 6}
     assert data.classes == ["cat", "dog"]
     assert data.datasets["test"][0][0].shape == (3, 12, 12)
 
@@ -242,14 +245,14 @@ def test_splits_must_have_the_same_classes(tmp_path):
 
 
 def test_every_class_is_left_images_to_train_on(tmp_path):
-    for name in ("cat", "dog"):
+    for name, count in (("cat", 1), ("dog", 4)):
         (tmp_path / name).mkdir()
-        for number in range(2):
+        for number in range(count):
             Image.new("L", (9, 9)).save(tmp_path / name / f"{number}.png")
     with pytest.raises(
         ConvNNError, match=r"data: expected training images of every class, got none of \['cat'\] after"
     ):
-        ImageData(TrainSettings(data=str(tmp_path)), takes=TAKES)
+        ImageData(TrainSettings(data=str(tmp_path), val_fraction=0.4, test_fraction=0.2), takes=TAKES)
 
 
 def test_a_file_is_in_one_split_whatever_its_names(split_images, tmp_path):

@@ -50,14 +50,23 @@ def read_image(source: Path | IO[bytes], mode: str, *, name: str = "") -> Image.
         raise unreadable(name, error) from error
 
 
-def unreadable(name: str, error: Exception) -> ConvNNError:
+class UnreadableImageError(ConvNNError):
+    """Raised for an image that cannot be read; ``reason`` says why."""
+
+    reason = ""
+
+
+def unreadable(name: str, error: Exception) -> UnreadableImageError:
     """Build the error for an image that cannot be read."""
     reason = str(error).strip().split("\n", maxsplit=1)[0] or type(error).__name__
     if isinstance(error, UnidentifiedImageError):
         reason = "no image of a format that Pillow reads"
     elif isinstance(error, OSError) and error.strerror:
         reason = error.strerror
-    return invalid("data", "images that can be read", f"{name} ({reason})", "replace it by a good copy, or remove it")
+    fix = "replace it by a good copy, or remove it"
+    made = UnreadableImageError(str(invalid("data", "images that can be read", f"{name} ({reason})", fix)))
+    made.reason = reason
+    return made
 
 
 def as_mode(image: Image.Image, mode: str) -> Image.Image:

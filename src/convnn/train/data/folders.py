@@ -54,6 +54,7 @@ class FolderImages:
         ignored: how many files and folders inside the splits were left out, by what they are.
         beside: what stands beside the splits and is not used, in words.
         cut: the splits that were cut from the training images.
+        skipped: files that cannot be read and classes without images, with the reason, where they are left out.
     """
 
     classes: list[str]
@@ -61,16 +62,19 @@ class FolderImages:
     ignored: Counter[str] = field(default_factory=Counter)
     beside: list[str] = field(default_factory=list)
     cut: tuple[str, ...] = ()
+    skipped: dict[str, str] = field(default_factory=dict)
 
 
-def read_folder(root: Path, chosen: Mapping[str, str]) -> FolderImages:
+def read_folder(root: Path, chosen: Mapping[str, str], *, skip: bool = False) -> FolderImages:
     """List the images of a data folder; ``chosen`` has the names of splits that were asked for.
+
+    With ``skip``, files that cannot be read and classes without images are left out, and listed in ``skipped``.
 
     The classes are those of the training split; another split may lack some, and may have no others. Raises ConvNNError
     for a folder whose splits or classes are in doubt.
     """
     folders = find_splits(root, chosen)
-    listings = {split: _list_split(root, split, folders) for split in folders}
+    listings = {split: _list_split(root, split, folders, skip) for split in folders}
     classes = listings["train"].folders
     if len(classes) < 2:
         fix = "sort the images into one folder a class"
@@ -89,7 +93,12 @@ def read_folder(root: Path, chosen: Mapping[str, str]) -> FolderImages:
         for split, listing in listings.items()
     }
     ignored = sum((listing.ignored for listing in listings.values()), Counter[str]())
-    return FolderImages(classes, splits, ignored, _beside(root, folders))
+    skipped = {
+        _inside(folders[split], name): why
+        for split, listing in listings.items()
+        for name, why in listing.skipped.items()
+    }
+    return FolderImages(classes, splits, ignored, _beside(root, folders), skipped=skipped)
 
 
 def refuse_shared(splits: Mapping[str, list[ImageFile]]) -> None:
@@ -167,10 +176,10 @@ def _refuse_deeper(root: Path, present: list[str]) -> None:
         raise invalid("data", f"the splits directly in {root}, if there are any", got, fix)
 
 
-def _list_split(root: Path, split: str, folders: Mapping[str, str]) -> Listing:
+def _list_split(root: Path, split: str, folders: Mapping[str, str], skip: bool) -> Listing:
     others = frozenset(identity(root / name) for other, name in folders.items() if other != split)
     hint = "" if folders["train"] == ITSELF else f"; or give --train-split . if {folders[split]}/ is itself a class"
-    return list_images(root / folders[split], without=others, hint=hint)
+    return list_images(root / folders[split], without=others, hint=hint, skip=skip)
 
 
 def _inside(folder: str, name: str) -> str:

@@ -35,9 +35,22 @@ def describe(
         left_out = sorted(folder.ignored.items(), key=lambda item: item[0] != HIDDEN)
         if left_out:
             lines.append(f"Ignored: {', '.join(f'{count:,} {kind}' for kind, count in left_out)}")
+        if folder.skipped:
+            lines.append(skipped_line(folder.skipped))
         if folder.beside:
             lines.append(f"Not used: {', '.join(map(_shown, folder.beside))}")
     return lines
+
+
+def skipped_line(skipped: Mapping[str, str]) -> str:
+    """Return the line that says how many images were left out, and names the first.
+
+    >>> skipped_line({"cat/1.png": "empty", "cat/2.png": "image file is truncated"})
+    "Skipped: 2 that cannot be read: 'cat/1.png' (empty), 'cat/2.png' (image file is truncated)"
+    """
+    named = [f"{name!r} ({why})" for name, why in list(skipped.items())[:3]]
+    more = f" and {len(skipped) - 3:,} more" if len(skipped) > 3 else ""
+    return f"Skipped: {len(skipped):,} that cannot be read: {', '.join(named)}{more}"
 
 
 def _per_class(names: list[str], labels: list[int]) -> str:

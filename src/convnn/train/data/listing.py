@@ -49,6 +49,9 @@ class Listing:
         folders: the folders directly in it, in order: the classes.
         files: the images by name relative to it, with ``/``; of each its size in bytes, and which file it is.
         ignored: how many files and folders were left out, by what they are.
+        unknown: files that may be images, by ending.
+        broken: files that cannot be images, and why.
+        skipped: of these, and of classes without images, what was left out, and why.
     """
 
     folders: list[str] = field(default_factory=list)
@@ -56,12 +59,16 @@ class Listing:
     ignored: Counter[str] = field(default_factory=Counter)
     unknown: dict[str, list[str]] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
 
 
-def list_images(folder: Path, *, without: frozenset[Identity] = frozenset(), hint: str = "") -> Listing:
+def list_images(
+    folder: Path, *, without: frozenset[Identity] = frozenset(), hint: str = "", skip: bool = False
+) -> Listing:
     """Return the images below a folder, one folder per class; folders in ``without`` (by ``identity``) are left out.
 
-    ``hint`` is what else may mend images that are in no class; a folder that is not the whole of the data has one.
+    ``hint`` is what else may mend images that are in no class; a folder that is not the whole of the data has one. With
+    ``skip``, files that cannot be read and classes without images are left out, and noted in ``skipped``.
 
     Raises ConvNNError for images outside any class, classes without images, names that differ by case alone, files that
     cannot be read or may be images of another format, and folders that cannot be read.
@@ -70,6 +77,8 @@ def list_images(folder: Path, *, without: frozenset[Identity] = frozenset(), hin
     _walk(folder, "", found, without)
     found.folders.sort(key=natural_key)
     found.files = {name: found.files[name] for name in sorted(found.files, key=natural_key)}
+    if skip:
+        _skip(found)
     _refuse_files(folder, found, hint)
     _refuse_classes(folder, found, hint)
     return found
@@ -176,6 +185,17 @@ def _add_file(entry: os.DirEntry[str], name: str, found: Listing) -> None:
             found.broken[name] = "empty"
         else:
             found.files[name] = status.st_size, (status.st_dev, status.st_ino)
+
+
+def _skip(found: Listing) -> None:
+    """Leave out files that cannot be read, and classes without images where others have some."""
+    unknown = {name: "no image format that Pillow reads" for names in found.unknown.values() for name in names}
+    found.skipped = {**found.broken, **unknown}
+    found.broken, found.unknown = {}, {}
+    filled = {name.split("/", maxsplit=1)[0] for name in found.files}
+    if filled:
+        found.skipped.update({f"{name}/": "a class without images" for name in found.folders if name not in filled})
+        found.folders = [name for name in found.folders if name in filled]
 
 
 def _refuse_files(folder: Path, found: Listing, hint: str) -> None:

@@ -2,69 +2,110 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset, IterableDataset, Subset
+from torch.utils.data import IterableDataset
 
 from ...errors import MissingExtraError, invalid, missing_extra
 from ..settings import TrainSettings
-from .decode import read_image
-from .splits import cut, digest
+from .decode import as_mode, read_image, unreadable
+from .sources import Part, Source
+from .splits import digest
 
 try:
     import timm.data
 except ImportError as error:
     raise missing_extra(error.name or "timm", "train") from error
 
-Steps = Callable[[Any], torch.Tensor]
 
-
-class NamedImages(Dataset[Any]):
+class ReaderImages(Source):
     """One split of a dataset whose images timm's reader gives by number; one that cannot be read is an error."""
 
-    def __init__(self, reader: Any, image_to_tensor: Steps, *, name: str) -> None:
-        self.reader, self.image_to_tensor, self.name = reader, image_to_tensor, name
+    def __init__(self, reader: Any, where: str) -> None:
+        self.reader, self.where = reader, where
+        table: Any = getattr(reader, "dataset", None)
+        names = getattr(table, "column_names", None) or ()
+        if "label" in names:
+            self.labels = torch.tensor(list(table["label"]), dtype=torch.int64)
+        fingerprint = getattr(table, "_fingerprint", None)
+        self.fingerprint = fingerprint if isinstance(fingerprint, str) else None
 
     def __len__(self) -> int:
         return len(self.reader)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        """Return an image as a tensor, and its label."""
+    def name(self, index: int) -> str:
+        """Return the image's number and its dataset."""
+        return f"image {index} of {self.where}"
+
+    def read(self, index: int, mode: str) -> tuple[Any, int]:
+        """Return an image, and its label."""
         # timm's own dataset takes the next image, of whichever split, for one that cannot be read.
         source, label, *_ = self.reader[index]
-        image = read_image(source, getattr(self.image_to_tensor, "mode", "RGB"), name=f"image {index} of {self.name}")
-        return self.image_to_tensor(image), label
+        return read_image(source, mode, name=self.name(index)), int(label)
 
 
-def named_splits(settings: TrainSettings, *, augmented: Steps, plain: Steps) -> dict[str, Any]:
-    """Open the splits of a named dataset; one that has no name is cut from the training images by the seed.
+class TorchImages(Source):
+    """One split of a dataset of torchvision."""
 
-    Raises ConvNNError when there are no images, or when the splits have different classes.
+    def __init__(self, dataset: Any, where: str) -> None:
+        self.dataset, self.where = dataset, where
+        labels = getattr(dataset, "targets", None)
+        if isinstance(labels, list | tuple | torch.Tensor):
+            self.labels = torch.as_tensor(labels, dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def name(self, index: int) -> str:
+        """Return the image's number and its dataset."""
+        return f"image {index} of {self.where}"
+
+    def read(self, index: int, mode: str) -> tuple[Any, int]:
+        """Return an image, and its label."""
+        try:
+            image, label = self.dataset[index]
+        except Exception as error:  # a decoder that meets damaged data raises errors of any type
+            raise unreadable(self.name(index), error) from error
+        return as_mode(image, mode), int(label)
+
+
+def named_splits(settings: TrainSettings, *, augmented: Any, plain: Any) -> tuple[dict[str, Any], list[str | int]]:
+    """Open the splits of a named dataset, those that have a name: each a Part, or a stream; and the classes.
+
+    Streams are transformed by ``augmented`` for training and by ``plain`` otherwise. Raises ConvNNError when there are
+    no images, when the splits have different classes, or for a stream that lacks a split.
     """
     held_out = "validation" if settings.data.lower().startswith("torch/") else "test"
-    names = {"val": settings.val_split or None, "test": settings.test_split or held_out}
-    train, watched = (open_split(settings, settings.train_split, steps) for steps in (augmented, plain))
-    classes = class_names(train)
-    found: dict[str, Any] = {"train": train}
+    names = {
+        "train": settings.train_split, "val": settings.val_split, "test": settings.test_split or held_out
+    }  # fmt: skip
+    found: dict[str, Any] = {}
+    classes: list[str | int] = []
     for split, name in names.items():
-        if name is not None:
-            found[split] = open_split(settings, name, plain)
-            _check_classes(split, class_names(found[split]), classes)
-    wanted = [split for split in names if split not in found]
-    if wanted and isinstance(train, IterableDataset):
-        fix = " ".join(f"--{split}-split NAME" for split in wanted)
-        got = f"no {' or '.join(wanted)}"
+        if name:
+            dataset = open_split(settings, name, augmented if split == "train" else plain)
+            here = class_names(dataset)
+            classes = classes or here
+            _check_classes(split, here, classes)
+            found[split] = dataset if isinstance(dataset, IterableDataset) else Part(_source(settings, name, dataset))
+    missing = [split for split in names if split not in found]
+    if missing and isinstance(found["train"], IterableDataset):
+        fix = " ".join(f"--{split}-split NAME" for split in missing)
+        got = f"no {' or '.join(missing)}"
         raise invalid("data", "splits by name for a dataset that is a stream", got, f"give {fix}")
-    if wanted:
-        left, chosen = cut(len(train), wanted, settings)
-        found.update({split: Subset(watched, indices) for split, indices in chosen.items()})
-        found["train"] = Subset(train, left)
-    return found
+    return found, classes
 
 
-def open_split(settings: TrainSettings, split: str, image_to_tensor: Steps) -> Any:
+def _source(settings: TrainSettings, split: str, dataset: Any) -> Source:
+    where = f"{settings.data}, split {split!r}"
+    if isinstance(dataset, timm.data.ImageDataset):
+        return ReaderImages(dataset.reader, where)
+    dataset.transform = None
+    return TorchImages(dataset, where)
+
+
+def open_split(settings: TrainSettings, split: str, image_to_tensor: Any) -> Any:
     """Open one split by timm; an error of timm's is passed on with what was asked for."""
     try:
         dataset = timm.data.create_dataset(
@@ -83,8 +124,6 @@ def open_split(settings: TrainSettings, split: str, image_to_tensor: Steps) -> A
         got = f"{settings.data!r}, split {split!r} ({error})"
         fix = "check --data, --data-dir and the names of the splits, or let it --download"
         raise invalid("data", "images that timm can read", got, fix) from error
-    if isinstance(dataset, timm.data.ImageDataset):
-        return NamedImages(dataset.reader, image_to_tensor, name=f"{settings.data}, split {split!r}")
     if getattr(dataset, "transform", None) is None:
         dataset.transform = image_to_tensor
     return dataset
@@ -106,23 +145,23 @@ def class_names(dataset: Any) -> list[str | int]:
     return list(names)
 
 
-def named_record(classes: list[str | int], splits: dict[str, Any]) -> dict[str, Any]:
-    """Return what is kept of a named dataset: the classes, and what tells each split from another one."""
-    return {"classes": list(classes), "splits": {split: _marks(dataset) for split, dataset in splits.items()}}
+def parts_record(classes: list[str | int], parts: dict[str, Any]) -> dict[str, Any]:
+    """Return what is kept of a dataset that is no folder: the classes, and what tells each split from another one."""
+    return {"classes": list(classes), "splits": {split: _marks(part) for split, part in parts.items()}}
 
 
-def _marks(dataset: Any) -> dict[str, Any]:
-    """Return a split's length, where it was cut from another one, the fingerprint of Hugging Face, and the labels'."""
-    if isinstance(dataset, Subset):
-        whole = _marks(dataset.dataset)
-        return {**whole, "images": len(dataset), "of": whole["images"], "cut": digest(dataset.indices)}
-    marks: dict[str, Any] = {"images": len(dataset) if hasattr(dataset, "__len__") else None}
-    fingerprint = getattr(getattr(getattr(dataset, "reader", None), "dataset", None), "_fingerprint", None)
-    if isinstance(fingerprint, str):
-        marks["fingerprint"] = fingerprint
-    labels = getattr(dataset, "targets", None)
-    if isinstance(labels, list | tuple | torch.Tensor):
-        marks["labels"] = digest(labels.tolist() if isinstance(labels, torch.Tensor) else map(int, labels))
+def _marks(part: Any) -> dict[str, Any]:
+    """Return a split's length, where it was cut from another one, the fingerprint of its files, and the labels'."""
+    if not isinstance(part, Part):
+        return {"images": len(part) if hasattr(part, "__len__") else None}
+    source, indices = part
+    marks: dict[str, Any] = {"images": len(source if indices is None else indices)}
+    if source.fingerprint is not None:
+        marks["fingerprint"] = source.fingerprint
+    if source.labels is not None:
+        marks["labels"] = digest(source.labels.tolist())
+    if indices is not None:
+        marks.update({"of": len(source), "cut": digest(indices.tolist())})
     return marks
 
 

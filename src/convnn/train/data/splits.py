@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..._utils.files import write_json
 from ...errors import ConvNNError, invalid
@@ -19,22 +20,40 @@ FILE = "splits.json"
 ELSEWHERE = "start again in another --out"
 
 
-def cut(count: int, wanted: Iterable[str], settings: TrainSettings) -> tuple[list[int], dict[str, list[int]]]:
+def cut(
+    count: int, wanted: Iterable[str], settings: TrainSettings, *, labels: Tensor | None = None
+) -> tuple[list[int], dict[str, list[int]]]:
     """Cut the ``wanted`` splits from ``count`` training images by the seed; return what is left, and the splits.
 
-    >>> rest, splits = cut(10, ["val", "test"], TrainSettings(val_fraction=0.2))
-    >>> len(rest), {split: len(chosen) for split, chosen in splits.items()}
-    (7, {'val': 2, 'test': 1})
-    >>> sorted([*rest, *splits["val"], *splits["test"]]) == list(range(10))
+    With ``labels``, every class gives the same share of its images, up to one.
+
+    >>> labels = torch.tensor([0] * 20 + [1] * 10)
+    >>> rest, splits = cut(30, ["val", "test"], TrainSettings(val_fraction=0.2), labels=labels)
+    >>> len(rest), {split: labels[chosen].bincount().tolist() for split, chosen in splits.items()}
+    (21, {'val': [4, 2], 'test': [2, 1]})
+    >>> sorted([*rest, *splits["val"], *splits["test"]]) == list(range(30))
     True
     """
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(settings.seed)).tolist()
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(settings.seed))
+    if labels is not None:
+        order = order[_interleaved(labels[order])]
+    left = order.tolist()
     chosen = {}
     for split in wanted:
         fraction = settings.val_fraction if split == "val" else settings.test_fraction
         taken = max(1, round(fraction * count))
-        chosen[split], order = sorted(order[:taken]), order[taken:]
-    return sorted(order), chosen
+        chosen[split], left = sorted(left[:taken]), left[taken:]
+    return sorted(left), chosen
+
+
+def _interleaved(labels: Tensor) -> Tensor:
+    """Return an order of images of which every beginning has the same share of each class, up to one image."""
+    by_class = labels.argsort(stable=True)
+    counts = labels.bincount()
+    place = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[by_class]]
+    share = torch.empty(len(labels), dtype=torch.float64)
+    share[by_class] = (place + 0.5).double() / counts[labels[by_class]]
+    return share.argsort(stable=True)
 
 
 def folder_record(classes: list[str], splits: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
