@@ -1,9 +1,12 @@
 """Runs of a second: a tiny network on random images, in loaders that know their position, in forked processes."""
 
+import functools
 import multiprocessing
 import os
 import signal
+import socket
 import time
+import traceback
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -13,6 +16,7 @@ from convnn import ConvNN2d, Random
 from convnn.errors import RunError, TerminatedError
 from convnn.train import TrainSettings
 from convnn.train import run as run_module
+from convnn.train.loading import number_layers
 from convnn.train.randomness import mixed_seed, seed_step
 from convnn.train.run import train
 
@@ -48,7 +52,7 @@ class RandomData(LightningDataModule):
 
     folder = None
 
-    def __init__(self, settings, *, takes, sizes=(41, 12, 12)):
+    def __init__(self, settings, *, takes, say=None, sizes=(41, 12, 12)):
         super().__init__()
         self.settings = settings
         self.classes = [str(number) for number in range(CLASSES)]
@@ -97,10 +101,12 @@ EVERYTHING = {**TINY, "mixup": 0.4, "cutmix": 0.4, "ema": 0.9, "clip_grad": 1.0,
 
 
 def tiny_network(settings, *, classes):
-    """What draws, normalises and learns, in a few hundred weights."""
+    """What draws, normalises and learns, in some weights; with layer conv nothing draws or depends on other images."""
+    dropout = 0.0 if settings.layer == "conv" else 0.1
     norm = nn.LayerNorm((4, 8, 8)) if settings.layer == "conv" else nn.BatchNorm2d(4)
     layer = ConvNN2d(1, 4, 3, candidates=Random(12)) if settings.layer == "hybrid" else nn.Conv2d(1, 4, 3, padding=1)
-    return nn.Sequential(layer, norm, nn.ReLU(), nn.Dropout(0.1), nn.Flatten(), nn.Linear(256, classes))
+    network = nn.Sequential(layer, norm, nn.ReLU(), nn.Dropout(dropout), nn.Flatten(), nn.Linear(256, classes))
+    return number_layers(network)
 
 
 def use_tiny_runs(monkeypatch):
@@ -117,23 +123,47 @@ def resume(out, **options):
     return train(TrainSettings(out=str(out), resume=True, accelerator="cpu", progress=False, **options))
 
 
+def in_forks(work, count):
+    """Do ``work()`` in ``count`` forked processes, which know of each other as torchrun tells it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def member(rank):
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+        os.environ |= {"LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        work()
+
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_child, args=(functools.partial(member, rank),)) for rank in range(count)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    return [process.exitcode for process in processes]
+
+
+def _child(work):
+    torch.set_num_threads(1)
+    code = 0
+    try:
+        work()
+    except TerminatedError:
+        code = 143
+    except KeyboardInterrupt:
+        code = 130
+    except RunError:
+        code = 1
+    except Exception:  # noqa: BLE001 - whatever it is, the test prints it and fails
+        traceback.print_exc()
+        code = 3
+    os._exit(code)
+
+
 def in_fork(work, *, kill_after=None):
     """Do ``work()`` in a forked process, which has everything imported; return its exit code, negative for a signal."""
 
-    def child():
-        torch.set_num_threads(1)
-        code = 0
-        try:
-            work()
-        except TerminatedError:
-            code = 143
-        except KeyboardInterrupt:
-            code = 130
-        except RunError:
-            code = 1
-        os._exit(code)
-
-    process = multiprocessing.get_context("fork").Process(target=child)
+    process = multiprocessing.get_context("fork").Process(target=_child, args=(work,))
     process.start()
     if kill_after is not None:
         time.sleep(kill_after)

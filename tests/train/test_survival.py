@@ -12,6 +12,7 @@ import torch
 from convnn import ConvNNError
 from convnn.errors import RunError, TerminatedError
 from convnn.train import checkpoint as checkpoint_module
+from convnn.train import run as run_module
 from convnn.train.checkpoint import digest_of
 from convnn.train.module import Classifier
 from convnn.train.record import Recorder
@@ -84,6 +85,25 @@ def test_a_killed_run_ends_as_the_undisturbed_one(undisturbed, tiny, tmp_path, m
         assert in_fork(lambda: run(out, **OFTEN)) == -signal.SIGKILL
     assert in_fork(lambda: resume(out)) == 0
     assert_same_end(undisturbed, out)
+
+
+READ = {
+    "memory": {"augment": "light", "cutout": 2},
+    "workers": {"augment": "strong", "workers": 2},
+}
+
+
+@pytest.mark.parametrize("read", READ)
+def test_a_killed_run_on_images_of_files_ends_as_the_undisturbed_one(images, tmp_path, monkeypatch, read):
+    options = {**OFTEN, "data": str(images), **READ[read], "epochs": 2}
+    monkeypatch.setattr(run_module, "count_flops", lambda model, image: 1)
+    assert in_fork(lambda: run(tmp_path / "whole", **options)) == 0
+    with monkeypatch.context() as patch:
+        when(patch, Classifier, "training_step", 7, kill_self)
+        assert in_fork(lambda: run(tmp_path / "run", **options)) == -signal.SIGKILL
+    assert in_fork(lambda: resume(tmp_path / "run")) == 0
+    expected = json.loads((tmp_path / "whole" / "result.json").read_text())
+    assert_same_end((tmp_path / "whole", expected, 0.0), tmp_path / "run")
 
 
 @pytest.mark.slow
@@ -234,6 +254,6 @@ def test_without_places_there_are_checkpoints_at_the_ends_of_epochs_only(tiny, t
 
     monkeypatch.delattr(PlacedBatches, "state_dict")
     monkeypatch.setattr(Recorder, "on_train_epoch_end", lambda *_: None)
-    with pytest.raises(ConvNNError):  # no best.ckpt to test
+    with pytest.raises(RunError, match=r"best\.ckpt"):
         run(tmp_path / "run", **{**OFTEN, "epochs": 1})
     assert not (tmp_path / "run" / "last.ckpt").exists()

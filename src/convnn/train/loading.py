@@ -48,9 +48,13 @@ def build_model(settings: TrainSettings, *, classes: int) -> nn.Module:
         raise invalid(
             "model_options", expected, repr(taken[0]), f"give --{taken[0].replace('_', '-')}, or leave it out"
         )
-    model = _created(settings, {**given, **more}, classes)
+    return number_layers(_created(settings, {**given, **more}, classes))
+
+
+def number_layers(model: nn.Module) -> nn.Module:
+    """Number the layers that draw candidates: an evaluation then depends on the run, not on models built before it."""
     for number, layer in enumerate(part for part in model.modules() if isinstance(part, NeighborLayer)):
-        layer.eval_seed = number  # what an evaluation draws depends on the run alone, not on models built before
+        layer.eval_seed = number
     return model
 
 

@@ -98,7 +98,8 @@ class _Run:
         if settings.resume and (finished := _finished(out)):
             return finished
         check_model(settings.model)
-        data = ImageData(settings, takes=input_config(settings.model, settings.image_size, settings.stem or None))
+        takes = input_config(settings.model, settings.image_size, settings.stem or None)
+        data = ImageData(settings, takes=takes, say=self.say)
         if settings.resume:
             check_splits(data.record(), out / SPLITS)
         for line in describe(data.classes, data.counts(), data.folder):
@@ -168,7 +169,7 @@ class _Run:
             "images": data.counts(),
             "parameters": count_parameters(model),
             "flops": flops,
-            "provenance": provenance(),
+            "provenance": {**provenance(), **_gpu()},
         }
 
     def _trainer(self, recorder: Recorder) -> Trainer:
@@ -223,6 +224,10 @@ def _logger(settings: TrainSettings) -> Any:
         return TensorBoardLogger(settings.out, name="", version="tensorboard")
     except ModuleNotFoundError as error:
         raise missing_extra("tensorboard", "train") from error
+
+
+def _gpu() -> dict[str, str]:
+    return {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
 
 
 def _finished(out: Path) -> dict[str, Any] | None:

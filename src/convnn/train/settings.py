@@ -81,6 +81,8 @@ class TrainSettings:
     weights: str = option("", "file of the model's pretrained weights, in place of timm's download")
     seed: int = option(0, "seed of the weights, the splits, the batches and the augmentation")
     seeds: tuple[int, ...] | str = option("", "several runs, e.g. 0,1,2: each in seed-N of --out, summed up in --out")
+    # where and how it runs
+    workers: int = option(0, "processes that read images; 0 reads them in the training process")
     # Data
     resident: str = option("auto", "keep decoded images in memory: auto (up to 4 GiB), yes or no (workers read them)")
     flip: bool = option(False, "mirror half of the training images (batched; beside --augment)")
@@ -88,8 +90,6 @@ class TrainSettings:
     cutout: int = option(0, "side of a square that is cut out of every training image, in pixels")
     normalize: str = option("model", "mean and deviation: the model's, or data: those of the training images")
     bad_images: str = option("stop", "images that cannot be read: stop the run, or skip (named and counted)")
-    # where and how it runs
-    workers: int = option(0, "processes that read images; 0 reads them in the training process")
     accelerator: str = option("auto", "auto (the GPUs that there are, else the CPU), cpu, gpu, mps or tpu")
     devices: str = option("auto", "how many devices a machine: a number, or auto (all GPUs, one CPU process)")
     num_nodes: int = option(1, "machines")

@@ -142,8 +142,17 @@ def _members(path: Path, skipped: dict[str, str] | None) -> Iterator[tuple[str, 
                     labelled = name.lower().endswith((".cls", ".json"))
                     file = shard.extractfile(member) if labelled else None
                     yield name, member, file.read() if file is not None else None
+            _check_end(shard)
     except (tarfile.TarError, OSError, EOFError) as error:
         _note(skipped, path.name, f"the rest of it cannot be read: {error}")
+
+
+def _check_end(shard: tarfile.TarFile) -> None:
+    """Raise ReadError for a shard without the block of zeros that ends it: tarfile takes any damage for the end."""
+    if shard.fileobj is not None:
+        shard.fileobj.seek(vars(shard)["offset"])
+        if shard.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+            raise tarfile.ReadError("unexpected end of data")
 
 
 def _label(ending: str, content: bytes) -> int | None:

@@ -55,7 +55,8 @@ def split_files(root: Path, files: list[Path], chosen: Mapping[str, str]) -> dic
 
 
 def _doubtful(root: Path, rest: list[Path], found: Mapping[str, list[Path]]) -> ConvNNError:
-    got = f"{shown_names([_inside(root, path) for path in rest])} beside {', '.join(found)}" if rest else "none"
+    used = ", ".join(split for split in USUAL if split in found)
+    got = f"{shown_names([_inside(root, path) for path in rest])} beside {used}" if rest else "none"
     fix = "move other files elsewhere, or name the splits with --train-split, --val-split and --test-split"
     return invalid("data", f"files of a training split in {root}, and all files in a split", got, fix)
 
