@@ -14,7 +14,7 @@ else
 COVERAGE :=
 endif
 
-.PHONY: help setup demo test test-lowest check format bench lock tables clean clean-venv
+.PHONY: help setup demo test test-slow test-all test-lowest check format bench lock tables clean clean-venv
 
 help: ## show this list
 	@echo "convnn: one operator from convolution to attention. Targets:"
@@ -28,9 +28,17 @@ setup: ## create or update .venv (the other targets do it by themselves)
 demo: setup ## train the whole spectrum on real digits and write demo/report.html (up to 3 minutes)
 	@$(BIN)/convnn demo $(ARGS)
 
-test: setup ## run all tests and doctests on 2 cores, coverage at least 95% (under 8 minutes)
+test: setup ## run the tests and doctests but the slow ones on 2 cores, coverage at least 95% (under 8 minutes)
 	@echo "Running the tests in $(JOBS) processes ..."
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(COVERAGE) $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not slow" $(COVERAGE) $(ARGS)
+
+test-slow: setup ## run the slow tests alone: killed runs, whole commands, compiled models
+	@echo "Running the slow tests in $(JOBS) processes ..."
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m slow $(ARGS)
+
+test-all: setup ## run all tests, the slow ones too
+	@$(MAKE) --no-print-directory test-slow
+	@$(MAKE) --no-print-directory test
 
 test-lowest: setup ## run the tests with the lowest versions that pyproject.toml allows, in .venv-lowest (6 GB more)
 	@$(BIN)/python tools/lowest.py -n $(JOBS) $(ARGS)
@@ -53,7 +61,7 @@ bench: setup ## time the layers on this machine beside what they replace (under 
 lock: setup ## write requirements.lock from what .venv holds (UPGRADE=1: take the newest versions first)
 ifeq ($(UPGRADE),1)
 	@echo "Upgrading everything in .venv (minutes) ..."
-	@$(BIN)/python -m pip install --quiet --upgrade --upgrade-strategy eager -e ".[vision,train,export,dev]"
+	@$(BIN)/python -m pip install --quiet --upgrade --upgrade-strategy eager -e ".[vision,train,study,export,dev]"
 endif
 	@$(BIN)/python tools/lock.py
 

@@ -12,7 +12,7 @@ import pytest
 import convnn
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [page for folder in (".", "docs", "recipes", "results") for page in sorted((ROOT / folder).glob("*.md"))]
+PAGES = [page for folder in (".", "docs", "results") for page in sorted((ROOT / folder).glob("*.md"))]
 TEXT_SUFFIXES = {".py", ".md", ".toml", ".yml", ".yaml", ".cff", ".lock", ".json", ".cfg", ".txt", ".sh", ".html", ""}
 
 # Written so that they do not match themselves.

@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv-lowest"
-EXTRAS = ("cli", "vision", "train", "export")
+EXTRAS = ("cli", "vision", "train", "study", "export")
 RUNNERS = ("pytest", "pytest-xdist", "hypothesis")
 
 

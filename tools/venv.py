@@ -16,7 +16,7 @@ from pathlib import Path
 
 QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = ".[vision,train,export,dev]"
+EXTRAS = ".[vision,train,study,export,dev]"
 NEEDED = (3, 11)
 FREE_GB = 8
 SMOKE = "import torch, torchvision, timm, lightning, pytest; from importlib.metadata import version; version('convnn')"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Sequence
-from typing import Any, NoReturn, get_type_hints
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn, get_origin, get_type_hints
 
 from .errors import missing_extra
 
@@ -16,22 +16,57 @@ except ImportError as error:
     raise missing_extra("jsonargparse", "cli") from error
 
 
-def parse(settings: type[Any], arguments: Sequence[str], *, command: str, text: str) -> Any:
-    """Return the settings of a command that its arguments give; exits with status 2 where they are wrong."""
+def parse(
+    settings: type[Any],
+    arguments: Sequence[str],
+    *,
+    command: str,
+    text: str,
+    presets: tuple[str, Callable[[str], Mapping[str, Any]]] | None = None,
+) -> Any:
+    """Return the settings of a command that its arguments give; exits with status 2 where they are wrong.
+
+    ``presets`` is a field and a function: where the field is given, the function's settings for it are the defaults.
+    """
+    parser = _parser(settings, command, text)
+    if presets is not None and (name := _given(parser, arguments, presets[0])):
+        _take(parser, presets[1](name), name)
+    parsed: Any = parser.parse_args(list(arguments))
+    return settings(**{field.name: parsed[field.name] for field in dataclasses.fields(settings)})
+
+
+def _parser(settings: type[Any], command: str, text: str) -> _Parser:
     parser = _Parser(prog=f"convnn {command}", description=text)
     parser.settings = settings
     parser.add_argument("--config", action="config", help="YAML file with any of these options; later ones win")
     hints = get_type_hints(settings)
     for field in dataclasses.fields(settings):
-        name, help_text = option_of(field), field.metadata["help"]
-        if hints[field.name] is bool and not field.default:
-            parser.add_argument(name, action="store_true", help=help_text)
-        elif field.default is dataclasses.MISSING:
-            parser.add_argument(name, type=hints[field.name], help=help_text)
-        else:
-            parser.add_argument(name, type=hints[field.name], default=field.default, help=help_text)
-    parsed: Any = parser.parse_args(list(arguments))
-    return settings(**{field.name: parsed[field.name] for field in dataclasses.fields(settings)})
+        options: dict[str, Any] = {"type": hints[field.name], "help": field.metadata["help"]}
+        required = field.default is dataclasses.MISSING
+        if not required:
+            options["default"] = field.default
+        if field.metadata.get("positional") and get_origin(hints[field.name]) is tuple:
+            options.update(nargs="+", type=str)
+        elif field.metadata.get("positional") and not required:
+            options["nargs"] = "?"
+        elif hints[field.name] is bool and not field.default:
+            options.update(nargs="?", const=True)
+        parser.add_argument(option_of(field), **options)
+    return parser
+
+
+def _given(parser: _Parser, arguments: Sequence[str], field: str) -> str:
+    """Return what is given of the field that chooses the defaults; nothing where help is asked for before it."""
+    helped = [argument for argument in arguments if argument not in ("-h", "--help")]
+    return str(parser.parse_args(helped)[field] or "")
+
+
+def _take(parser: _Parser, values: Mapping[str, Any], source: str) -> None:
+    """Make values of a file the defaults, once their names and types are right."""
+    parser.source = f"{source}: "
+    checked: Any = parser.parse_object(dict(values), defaults=False)
+    parser.set_defaults({name: checked[name] for name in values})
+    parser.source = ""
 
 
 def option_of(field: dataclasses.Field[Any]) -> str:
@@ -43,10 +78,11 @@ class _Parser(ArgumentParser):
     """Says what is wrong in one line, in the words of the package's other errors."""
 
     settings: type[Any]
+    source = ""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         options = ["--config", "--help", *map(option_of, dataclasses.fields(self.settings))]
-        self.exit(2, f"{self.prog}: error: {explain(message, options, self.prog)}\n")
+        self.exit(2, f"{self.prog}: error: {self.source}{explain(message, options, self.prog)}\n")
 
 
 def explain(message: str, options: Sequence[str], program: str) -> str:

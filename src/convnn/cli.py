@@ -16,8 +16,10 @@ from importlib import import_module
 from typing import Any, NamedTuple, TextIO
 
 from . import __version__
-from .errors import ConvNNError, DivergedError, MissingExtraError
+from .errors import ConvNNError, MissingExtraError, RunError, TerminatedError
 
+TERMINATED = 143
+"""The status that shells report of a program that SIGTERM has stopped: 128 and the number of the signal."""
 BROKEN_PIPE = 141
 """The exit status for a closed output pipe: 128 and the number of SIGPIPE."""
 
@@ -26,12 +28,14 @@ class Command(NamedTuple):
     """A command: its settings (a dataclass whose fields are the options), its function, and its help text.
 
     A field's metadata has its ``help``; with ``positional`` it is an argument without a name. ``check()`` of the
-    settings raises ConvNNError before anything starts.
+    settings raises ConvNNError before anything starts. ``presets`` is a field and the function that returns the
+    settings which it names: they are the defaults of the other options.
     """
 
     settings: str
     run: str
     text: str
+    presets: tuple[str, str] | None = None
 
 
 COMMANDS = {
@@ -43,7 +47,23 @@ COMMANDS = {
     "train": Command(
         "train.settings:TrainSettings",
         "train.report:run_train",
-        "train any model, with any layer, on a folder of images or a dataset of timm",
+        "train any model, with any layer, on a folder of images or a dataset of timm; by a recipe or by options",
+        ("recipe", "train.recipes:settings_of"),
+    ),
+    "recipes": Command(
+        "train.recipes.settings:RecipesSettings",
+        "train.recipes.command:run_recipes",
+        "list the recipes and the studies, with source, expected result and cost; or print one",
+    ),
+    "sweep": Command(
+        "train.study.settings:SweepSettings",
+        "train.study.command:run_sweep",
+        "run a study: grids, variants and seeds of a recipe, several at the same time; resumable",
+    ),
+    "compare": Command(
+        "train.study.settings:CompareSettings",
+        "train.study.command:run_compare",
+        "compare runs: mean, deviation, the difference to a baseline with its interval; table, figure and page",
     ),
     "bench": Command(
         "bench.settings:BenchSettings",
@@ -87,8 +107,8 @@ def overview() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return 0, or 1 for a missing package or a run that diverged, 2 for wrong options or data, 130 if
-    interrupted, 141 if nobody reads what it prints (as in ``convnn table headline | head -1``).
+    """Run a command; return 0, or 1 for a missing package or a run that cannot go on, 2 for wrong options or data, 130
+    if interrupted, 143 after SIGTERM, 141 if nobody reads what it prints (as in ``convnn table headline | head -1``).
     """
     try:
         try:
@@ -151,28 +171,36 @@ def _call(command: str, arguments: Sequence[str]) -> int:
     entry = COMMANDS[command]
     settings: Any = None
     try:
-        settings = _find("arguments:parse")(_find(entry.settings), arguments, command=command, text=entry.text)
+        presets = entry.presets and (entry.presets[0], _find(entry.presets[1]))
+        parse = _find("arguments:parse")
+        settings = parse(_find(entry.settings), arguments, command=command, text=entry.text, presets=presets)
         if not getattr(settings, "resume", False):  # a run to resume has settings of its own
             settings.check()
         _run(command, settings)
     except ConvNNError as error:
         print(f"convnn {command}: error: {_with_option(error, settings)}", file=sys.stderr)
         return 2
-    except (MissingExtraError, DivergedError) as error:
+    except TerminatedError as error:
+        print(f"convnn {command}: {error}{_how_to_go_on(command, settings)}", file=sys.stderr)
+        return TERMINATED
+    except (MissingExtraError, RunError) as error:
         print(f"convnn {command}: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        started = command == "train" and settings is not None
-        hint = f"; go on with: convnn train --out {settings.out} --resume" if started else ""
-        print(f"convnn {command}: interrupted{hint}", file=sys.stderr)
+        print(f"convnn {command}: interrupted{_how_to_go_on(command, settings)}", file=sys.stderr)
         return 130
     return 0
+
+
+def _how_to_go_on(command: str, settings: Any) -> str:
+    started = command == "train" and settings is not None
+    return f"; go on with: convnn train --out {settings.out} --resume" if started else ""
 
 
 def _with_option(error: ConvNNError, settings: Any) -> str:
     """Return an error's text with the option's name instead of the field's at its start."""
     name, _, rest = str(error).partition(":")
-    for field in dataclasses.fields(settings):
+    for field in dataclasses.fields(settings) if settings is not None else ():
         if field.name == name:
             name = _find("arguments:option_of")(field)
     return f"{name}:{rest}"

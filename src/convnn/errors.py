@@ -20,8 +20,16 @@ class MissingExtraError(ImportError):
     """Raised when a feature needs an optional package that is not installed."""
 
 
-class DivergedError(RuntimeError):
+class RunError(RuntimeError):
+    """Raised when a run cannot go on for a reason outside its settings, such as a full disk."""
+
+
+class DivergedError(RunError):
     """Raised when a training run has numbers that are no longer finite: its loss, or its weights."""
+
+
+class TerminatedError(RunError):
+    """Raised when a run was stopped by SIGTERM, after it has saved where it was."""
 
 
 class ConversionWarning(UserWarning):

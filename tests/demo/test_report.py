@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from convnn import ConvNNError
-from convnn.demo.curves import Curve, line_chart
+from convnn._utils.curves import Curve, line_chart
 from convnn.demo.gallery import choose_digits, choose_query
 
 

@@ -3,7 +3,8 @@ import os
 import pytest
 import torch
 
-from convnn.demo.workers import available_cores, one_thread, run_tasks
+from convnn._utils.cores import available_cores
+from convnn.demo.workers import one_thread, run_tasks
 
 
 def square(task, report):

@@ -34,7 +34,7 @@ CHOICES = [
 REPLACED = {
     "vgg11": 8, "vgg13": 10, "vgg16": 13, "vgg19": 16, "resnet18": 13, "resnet34": 29, "resnet50": 13,
     "densenet121": 58, "convnext_tiny": 18, "vit_tiny": 12, "vit_small": 12, "vit_base": 12,
-    "published_resnet50": 13, "published_vgg11": 8, "published_vit_tiny": 12,
+    "published_resnet50": 13, "published_vgg11": 8, "published_vit_tiny": 12, "published_vit_base": 12,
 }  # fmt: skip
 KINDS = {
     "spatial": (ConvNN2d,),

@@ -2,8 +2,16 @@ import pytest
 import torch
 from torch import nn
 
-from convnn import ConvNN2d, ConvNNAttention, ConvNNError, Grid, HybridConvNN2d, Random, Window
-from convnn.models import LAYERS, SmallConvNet, create_model, parse_candidates, small_transformer, swap_layers
+from convnn import ConvNN2d, ConvNNAttention, ConvNNError, Grid, HybridConvNN2d, Random, Window, conversion_report
+from convnn.models import (
+    LAYERS,
+    SmallConvNet,
+    config_of,
+    create_model,
+    parse_candidates,
+    small_transformer,
+    swap_layers,
+)
 
 
 def layers_of(model, kind):
@@ -90,3 +98,21 @@ def test_candidates_are_read_from_words():
     assert parse_candidates("window:7") == Window(7)
     swapped = swap_layers(SmallConvNet(width=8), "hybrid", candidates=parse_candidates("random:12"))
     assert layers_of(swapped, ConvNN2d)[0].candidates == Random(12)
+
+
+@pytest.mark.parametrize(("pattern", "count"), [("layer4.*", 3), (["layer4.*", "layer3.*"], 6), (None, 13)])
+def test_patterns_choose_which_layers_are_swapped(pattern, count):
+    given = {} if pattern is None else {"pattern": pattern}
+    model = create_model("resnet18", num_classes=10, layer="hybrid", stem="cifar", **given)
+    again = create_model(**config_of(model))
+    assert len(conversion_report(model).replaced) == len(conversion_report(again).replaced) == count
+
+
+def test_a_pattern_that_names_no_layer_is_refused():
+    with pytest.raises(ConvNNError, match=r"^pattern: expected a choice of convolutions"):
+        create_model("resnet18", layer="hybrid", pattern="layer9.*")
+
+
+def test_a_layer_that_swaps_nothing_has_no_pattern():
+    model = create_model("resnet18", layer="conv", pattern="layer4.*")
+    assert "pattern" not in config_of(model)

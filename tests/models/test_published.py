@@ -52,6 +52,11 @@ def test_there_are_214_rows():
         ("vit_tiny_knn", 5_479_306),
         ("vit_tiny_convnn_random32", 5_500_042),
         ("vit_tiny_convnn_standard", 5_479_306 + 12 * 192 * 192 * 9),
+        ("vit_base_attention", 86_379_496),
+        ("vit_base_convnn_all", 86_386_408),
+        ("vit_base_convnn_random32", 86_386_408),
+        ("vit_base_convnn_k16", 86_391_784),
+        ("vit_base_convnn_grid128", 86_391_784),
     ],
 )
 def test_parameters_of_named_configurations(name, expected):

@@ -9,7 +9,7 @@ from torch import nn
 from convnn import ConvNNError, cli
 from convnn._utils.files import write_json
 from convnn.errors import DivergedError
-from convnn.train.data import Split, TensorData
+from convnn.train.data.resident import Split, TensorData
 from convnn.train.module import Classifier, Optimisation
 from convnn.train.record import Recorder
 
@@ -57,7 +57,7 @@ def test_pixels_that_are_not_finite_are_the_data_s_fault():
 
 
 def test_a_mean_of_losses_hides_nothing():
-    metric = classifier(network()).losses["train_loss"]
+    metric = classifier(network()).metric("train_loss")
     with pytest.raises(RuntimeError, match="nan"):
         metric.update(torch.tensor(float("nan")), weight=3)
     metric.update(torch.tensor(float("inf")), weight=3)

@@ -6,8 +6,9 @@ from torch import nn
 
 from convnn import ConvNNError
 from convnn._utils.quiet import quiet_lightning
-from convnn.train.data import Batches, Split, TensorData
+from convnn.train.data.resident import Batches, Split, TensorData
 from convnn.train.module import Classifier, Optimisation, mixed_seed, seed_epoch
+from convnn.train.optimizer import make_schedule
 from convnn.train.record import Recorder
 
 
@@ -70,14 +71,31 @@ def test_training_learns_and_history_has_an_entry_an_epoch():
     assert all(entry["seconds"] > 0 and "val_accuracy" in entry for entry in history)
 
 
+def rates(updates, **options):
+    weights = [torch.nn.Parameter(torch.zeros(1))]
+    optimizer = torch.optim.SGD(weights, lr=1.0)
+    schedule = make_schedule(Optimisation(lr=1.0, **options), optimizer, updates)
+    found = [optimizer.param_groups[0]["lr"]]
+    for update in range(1, updates + 1):
+        schedule.step_update(update)
+        found.append(optimizer.param_groups[0]["lr"])
+    return found
+
+
 def test_learning_rate_rises_then_falls_to_zero():
-    plan = Optimisation(warmup=0.1)
-    factors = [plan.factor(step, 100) for step in range(101)]
-    assert factors[0] == pytest.approx(0.1)
-    assert max(factors) == factors[9] == 1.0
-    assert factors[10:] == sorted(factors[10:], reverse=True)
-    assert factors[100] == pytest.approx(0.0)
-    assert Optimisation(warmup=0.0).factor(0, 1) == 1.0
+    found = rates(100, warmup=0.1)
+    assert found[0] == pytest.approx(0.1)
+    assert max(found) == found[10] == 1.0
+    assert found[:11] == sorted(found[:11])
+    assert found[10:] == sorted(found[10:], reverse=True)
+    assert found[100] == pytest.approx(0.0)
+    assert rates(1, warmup=0.0)[0] == 1.0
+
+
+def test_schedules_by_name():
+    assert rates(4, warmup=0.0, schedule="linear") == pytest.approx([1.0, 0.75, 0.5, 0.25, 0.0])
+    assert rates(4, warmup_steps=2, schedule="constant") == pytest.approx([0.5, 0.75, 1.0, 1.0, 1.0])
+    assert rates(4, warmup=0.0, min_lr=0.5)[-1] == pytest.approx(0.5)
 
 
 def test_label_smoothing_is_for_training_alone():
@@ -87,7 +105,7 @@ def test_label_smoothing_is_for_training_alone():
     plain = F.cross_entropy(classifier(batch[0]), batch[1]).item()
     assert classifier.training_step(batch, 0).item() != pytest.approx(plain)
     classifier.validation_step(batch, 0)
-    assert classifier.losses["val_loss"].compute().item() == pytest.approx(plain)
+    assert classifier.metric("val_loss").compute().item() == pytest.approx(plain)
 
 
 def test_unknown_optimiser_with_the_closest_name():

@@ -32,7 +32,8 @@ def same(one, other):
 
 
 def timeless(history):
-    return [{name: value for name, value in entry.items() if name != "seconds"} for entry in history]
+    measured = ("seconds", "images_per_second", "peak_memory")
+    return [{name: value for name, value in entry.items() if name not in measured} for entry in history]
 
 
 def interrupt_at(monkeypatch, step):
@@ -56,7 +57,8 @@ def uninterrupted(images, tmp_path_factory):
 def test_a_run_leaves_everything_behind(uninterrupted, images):
     out, result = uninterrupted
     assert json.loads((out / "result.json").read_text()) == result
-    files = {"settings.yaml", "splits.json", "result.json", "best.ckpt", "last.ckpt"}
+    files = {"settings.yaml", "splits.json", "result.json", "metrics.csv"}
+    files |= {"best.ckpt", "best.ckpt.sha256", "last.ckpt", "last.ckpt.sha256", "previous.ckpt"}
     assert {path.name for path in out.iterdir()} == files
     assert result["status"] == "finished"
     assert [entry["epoch"] for entry in result["epochs"]] == [1, 2, 3]

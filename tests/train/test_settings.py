@@ -3,7 +3,8 @@ import pytest
 from convnn import ConvNNError
 from convnn.demo.settings import DemoSettings
 from convnn.train import TrainSettings
-from convnn.train.settings import is_named, load_settings, resumed, save_settings
+from convnn.train.settings import is_named
+from convnn.train.settings_file import load_settings, resumed, save_settings
 
 
 @pytest.mark.parametrize(
@@ -94,3 +95,64 @@ def test_resuming_takes_the_run_s_settings(tmp_path):
 def test_resuming_nothing(tmp_path):
     with pytest.raises(ConvNNError, match=r"out: expected a folder with a run to resume \(settings.yaml in it\)"):
         resumed(TrainSettings(out=str(tmp_path / "none"), resume=True))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"mixup": 0.2, "batch_size": 1}, r"batch_size: expected at least 2 \(mixup and CutMix mix images\), got 1"),
+        ({"cutmix": 1.0, "batch_size": 1}, "batch_size: expected at least 2"),
+        ({"min_lr": 1.0}, r"min_lr: expected at most lr \(0.001\), got 1.0; lower it"),
+        ({"max_steps": 3, "warmup_steps": 4}, r"warmup_steps: expected at most max_steps \(3\), got 4"),
+        ({"decay_all": True, "layer_decay": 0.5}, "decay_all: expected False"),
+        ({"ema_warmup": True}, "ema_warmup: expected False without ema"),
+        ({"weights": "nowhere.pth"}, "weights: expected a file that exists, got 'nowhere.pth'"),
+        ({"seeds": "0,1", "seed": 3}, "seed: expected none beside seeds, got 3"),
+        ({"seeds": "0,0"}, "seeds: expected different whole numbers"),
+        ({"seeds": "0,x"}, "seeds: expected a list such as 0,1,2, got '0,x'"),
+        ({"betas": "0.9,2"}, r"betas: expected numbers in \[0, 1\), got '0.9,2'"),
+        ({"resume": True, "auto_resume": True}, "auto_resume: expected False beside resume"),
+        ({"devices": "many"}, "devices: expected auto or a whole number of at least 1, got 'many'"),
+        ({"devices": "0"}, "devices: expected auto or a whole number of at least 1, got '0'"),
+        ({"devices": "4", "batch_size": 3}, "batch_size: expected at least 4, an image for each process, got 3"),
+        ({"schedule": "cosin"}, "schedule: expected one of .* did you mean 'cosine'"),
+        ({"strategy": "dp"}, "strategy: expected one of 'auto', 'ddp', 'fsdp', got 'dp'"),
+        ({"layer_decay": 1.5}, "layer_decay: expected a number above 0 and at most 1, got 1.5"),
+        ({"max_steps": 0}, "max_steps: expected a whole number of at least 1, got 0"),
+        ({"accumulate": 0}, "accumulate: expected a whole number of at least 1, got 0"),
+        ({"ema": 1.0}, r"ema: expected a number in \[0, 1\), got 1.0"),
+        ({"accelerator": "cpu", "precision": "16-mixed"}, "precision: .*, got '16-mixed', which needs a GPU; use bf16"),
+        ({"accelerator": "cpu", "strategy": "fsdp"}, "strategy: .*, got 'fsdp', which needs a GPU; use ddp"),
+        ({"accelerator": "cpu", "sync_batchnorm": True}, "sync_batchnorm: .* needs a GPU"),
+    ],
+    ids=str,
+)
+def test_what_does_not_go_together_is_named(tmp_path, values, message):
+    with pytest.raises(ConvNNError, match=f"^{message}"):
+        TrainSettings(data=str(tmp_path), **values).check()
+
+
+@pytest.mark.parametrize("values", [{"ema": 0.9}, {"clip_grad": 1.0}, {"freeze": ("stem.*",)}], ids=str)
+def test_what_shards_cannot_do_is_named(tmp_path, monkeypatch, values):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    settings = TrainSettings(data=str(tmp_path), accelerator="gpu", strategy="fsdp", **values)
+    with pytest.raises(ConvNNError, match=f"^{next(iter(values))}: expected none with strategy fsdp"):
+        settings.check()
+
+
+def test_an_accelerator_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConvNNError, match=r"^accelerator: expected one that this machine has, got 'gpu'"):
+        TrainSettings(data=str(tmp_path), accelerator="gpu").check()
+
+
+def test_lists_as_text_and_from_files(tmp_path):
+    from convnn.arguments import parse
+
+    (tmp_path / "run.yaml").write_text("freeze: [stem.*, head.bias]\nseeds: [0, 1]\nbetas: 0.9,0.95\n")
+    parsed = parse(TrainSettings, ["--config", str(tmp_path / "run.yaml")], command="train", text="")
+    assert (list(parsed.freeze), list(parsed.seeds), parsed.betas) == (["stem.*", "head.bias"], [0, 1], "0.9,0.95")
+    parsed = parse(TrainSettings, ["--freeze", "stem.*,head.bias", "--seeds", "0,1"], command="train", text="")
+    assert (parsed.freeze, parsed.seeds) == ("stem.*,head.bias", "0,1")
+    save_settings(TrainSettings(freeze=("a", "b"), betas=(0.9, 0.99)), tmp_path / "settings.yaml")
+    resumed(TrainSettings(out=str(tmp_path), freeze=("a", "b"), betas=(0.9, 0.99), resume=True))

@@ -7,12 +7,13 @@ import importlib.metadata
 import os
 import platform
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 import torch
 
-PACKAGES = ("torch", "convnn", "lightning", "timm", "torchmetrics", "scikit-learn", "numpy")
+PACKAGES = ("torch", "convnn", "lightning", "timm", "torchmetrics", "torchvision", "scikit-learn", "numpy")
 
 
 def provenance() -> dict[str, str]:
@@ -29,6 +30,7 @@ def provenance() -> dict[str, str]:
         "system": f"{platform.system()} {platform.machine()}",
         "threads": str(torch.get_num_threads()),
         "python": platform.python_version(),
+        **commit(),
         **{name: version for name, version in versions.items() if version},
     }
 
@@ -37,6 +39,24 @@ def command_line() -> str:
     """Return the command line, with the program's name instead of its path."""
     program = Path(sys.argv[0]).name
     return shlex.join(["convnn" if program == "cli.py" else program, *sys.argv[1:]])
+
+
+def commit() -> dict[str, str]:
+    """Return the git commit of the package's source, marked if files differ from it; nothing outside a checkout."""
+    source = Path(__file__).resolve().parent.parent
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(source), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+            capture_output=True, text=True, timeout=10, check=False,
+        )  # fmt: skip
+        tracked = subprocess.run(
+            ["git", "-C", str(source), "ls-files", "--error-unmatch", "__init__.py"],
+            capture_output=True, timeout=10, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    found = done.returncode == 0 and tracked.returncode == 0  # and not that of a folder around an environment
+    return {"commit": done.stdout.strip()} if found else {}
 
 
 def _version(package: str) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from ..errors import invalid
 
@@ -23,13 +24,13 @@ def option(default: Any, text: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": text})
 
 
-def positional(text: str) -> Any:
-    """Return a dataclass field that is given to a command without a name, and must be.
+def positional(text: str, *, default: Any = dataclasses.MISSING) -> Any:
+    """Return a dataclass field that is given to a command without a name, and must be unless it has a ``default``.
 
     >>> positional("a model's name").metadata["positional"]
     True
     """
-    return dataclasses.field(metadata={"help": text, "positional": True})
+    return dataclasses.field(default=default, metadata={"help": text, "positional": True})
 
 
 def check_whole(argument: str, value: object, at_least: int, *, optional: bool = False) -> None:
@@ -67,3 +68,43 @@ def check_folder(argument: str, value: str) -> None:
     path = Path(value)
     if not value or (path.exists() and not path.is_dir()):
         raise invalid(argument, "the name of a folder (made if it does not exist)", repr(value), "choose another name")
+
+
+def check_types(settings: Any) -> None:
+    """Raise ConvNNError for the first field of a dataclass whose value is not of the field's type.
+
+    Where values come from a file, nothing else has looked at their types.
+
+    >>> @dataclasses.dataclass
+    ... class Settings:
+    ...     epochs: int = 1
+    >>> check_types(Settings("many"))
+    Traceback (most recent call last):
+        ...
+    convnn.errors.ConvNNError: epochs: expected a whole number, got 'many'; change it
+    """
+    hints = get_type_hints(type(settings))
+    for field in dataclasses.fields(settings):
+        value, hint = getattr(settings, field.name), hints[field.name]
+        kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        if not any(_is(value, get_origin(kind) or kind) for kind in kinds):
+            words = " or ".join(_KINDS.get(get_origin(kind) or kind, "another value") for kind in kinds)
+            raise invalid(field.name, words, repr(value), "change it")
+
+
+_KINDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    list: "a list",
+    tuple: "a list",
+    dict: "keys and values",
+    NoneType: "nothing",
+}
+
+
+def _is(value: object, kind: Any) -> bool:
+    if isinstance(value, bool) and kind is not bool:
+        return False
+    return isinstance(value, {float: (int, float), tuple: (list, tuple)}.get(kind, kind))

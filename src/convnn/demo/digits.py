@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..errors import missing_extra
-from ..train.data import Split
+from ..train.data.resident import Split
 
 TRAIN, VAL = 1000, 200
 """Images to train on and to watch training with; the other 597 are the test."""

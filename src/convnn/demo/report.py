@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping
 from pathlib import Path
 from string import Template
@@ -10,10 +9,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .._utils import page as shared
 from ..explain.plots import spectrum_picture
 from . import report_parts as parts
 from .gallery import Panel, choose_digits, choose_query, gathered, tiles_html
 
+LEAD = (
+    "A convolution mixes the pixels that are <strong>near</strong>. Attention mixes those that are "
+    "<strong>alike</strong>. Both do the same thing: every position gathers some others and mixes them. ConvNN is that "
+    "one operation, and what counts as a neighbour is a choice."
+)
 PICTURE = ("conv", "blend", "convnn", "knn")
 """The experiments of the one picture of the README, from near to alike."""
 
@@ -48,11 +53,7 @@ def _words(panel: Panel) -> tuple[str, str, Any]:
 
 def page(results: Mapping[str, Any], pictures: str) -> str:
     """Return the page for a demo's results, with the pictures' HTML put in."""
-    here = Path(__file__)
-    template = Template(here.with_name("report.html").read_text(encoding="utf-8"))
-    return template.substitute(
-        style=here.with_name("report.css").read_text(encoding="utf-8"),
-        notice=parts.notice(results),
+    body = Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8")).substitute(
         facts=parts.facts(results),
         pictures=pictures,
         padding_key='<li><i class="pad"></i>zero padding around the image</li>' if "padding" in pictures else "",
@@ -65,8 +66,12 @@ def page(results: Mapping[str, Any], pictures: str) -> str:
         identities=parts.identities(results),
         trained_same=parts.trained_same(results),
         how=parts.how(results),
-        provenance="".join(
-            f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>"
-            for name, value in results["provenance"].items()
-        ),
+    )
+    return shared.page(
+        title="From convolution to attention: the ConvNN demo",
+        heading="From convolution to attention, with one operator",
+        lead=LEAD,
+        notice=parts.notice(results),
+        body=body,
+        provenance=results["provenance"],
     )

@@ -7,7 +7,8 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from .curves import Curve, line_chart
+from .._utils import page
+from .._utils.curves import Curve, line_chart
 
 Results = Mapping[str, Any]
 FAMILIES = {"cnn": "Small convolutional network", "transformer": "Small transformer"}
@@ -19,8 +20,7 @@ def percent(accuracy: Mapping[str, Any]) -> str:
     >>> percent({"mean": 0.9871, "std": 0.004}), percent({"mean": 0.5, "std": None})
     ('98.7 ± 0.4 %', '50.0 %')
     """
-    spread = "" if accuracy["std"] is None else f" ± {100 * accuracy['std']:.1f}"
-    return f"{100 * accuracy['mean']:.1f}{spread} %"
+    return page.percent(accuracy["mean"], accuracy["std"])
 
 
 def notice(results: Results) -> str:
@@ -66,7 +66,6 @@ def counts(results: Results) -> str:
 def table(results: Results) -> str:
     """Return the table, which a narrow screen shows as cards."""
     head = ("layer", "test accuracy", "", "parameters", "MFLOPs an image", "seconds an epoch")
-    lines = ["<tr>" + "".join(f'<th scope="col">{name}</th>' for name in head) + "</tr>"]
     low = _low(results)
     body = []
     for family, heading in FAMILIES.items():
@@ -74,33 +73,19 @@ def table(results: Results) -> str:
         if members:
             body.append(f'<tr class="family"><th scope="rowgroup" colspan="6">{heading}</th></tr>')
         for row in members:
-            name = f'<th scope="row">{html.escape(row["title"])}<small>{html.escape(row["text"])}</small></th>'
             cells = [
-                f'<td data-label="test accuracy">{percent(row["accuracy"])}</td>',
-                f'<td class="picture">{_bar(row["accuracy"], low)}</td>',
-                f'<td data-label="parameters">{row["parameters"]:,}</td>',
-                f'<td data-label="MFLOPs an image">{row["flops"] / 1e6:.2f}</td>',
-                f'<td data-label="seconds an epoch">{row["seconds"]:.2f}</td>',
+                page.Cell(percent(row["accuracy"]), "test accuracy"),
+                page.Cell(page.bar(row["accuracy"]["mean"], row["accuracy"]["std"], low), kind="picture"),
+                page.Cell(f"{row['parameters']:,}", "parameters"),
+                page.Cell(f"{row['flops'] / 1e6:.2f}", "MFLOPs an image"),
+                page.Cell(f"{row['seconds']:.2f}", "seconds an epoch"),
             ]
-            body.append(f"<tr>{name}{''.join(cells)}</tr>")
-    return f'<table class="cards"><thead>{"".join(lines)}</thead><tbody>{"".join(body)}</tbody></table>'
+            body.append(page.row(row["title"], row["text"], cells))
+    return page.table(head, body)
 
 
 def _low(results: Results) -> float:
-    """Return the left end of the accuracy bars: a round number below everything that is shown."""
-    lowest = min(row["accuracy"]["mean"] - (row["accuracy"]["std"] or 0.0) for row in results["rows"])
-    return max(0.0, int(lowest * 20 - 1e-9) / 20)
-
-
-def _bar(accuracy: Mapping[str, Any], low: float) -> str:
-    def x(value: float) -> float:
-        return 6 + 138 * min(1.0, max(0.0, (value - low) / max(1e-9, 1 - low)))
-
-    mean, std = accuracy["mean"], accuracy["std"] or 0.0
-    spread = f'<line class="spread" x1="{x(mean - std):.1f}" x2="{x(mean + std):.1f}" y1="6" y2="6"/>' if std else ""
-    track = '<line class="track" x1="6" x2="144" y1="6" y2="6"/>'
-    dot = f'<circle class="dot" cx="{x(mean):.1f}" cy="6" r="4.5"/>'
-    return f'<svg class="bar" viewBox="0 0 150 12" aria-hidden="true">{track}{spread}{dot}</svg>'
+    return page.lowest((row["accuracy"]["mean"], row["accuracy"]["std"]) for row in results["rows"])
 
 
 def reading(results: Results) -> str:
@@ -138,17 +123,17 @@ def _mean_curve(runs: list[Mapping[str, Any]]) -> list[float]:
 def identities(results: Results) -> str:
     """Return the table of what must be equal, with the bound and the verdict."""
     head = ("the same function", "compared in", "largest difference", "allowed", "")
-    lines = "".join(f'<th scope="col">{name}</th>' for name in head)
     body = []
     for entry in results["identities"]:
         verdict = '<span class="same">✓ same</span>' if entry["holds"] else '<span class="differs">✗ differs</span>'
-        body.append(
-            f'<tr><th scope="row">{html.escape(entry["name"])}</th>'
-            f'<td data-label="compared in">{html.escape(entry["text"])}</td>'
-            f'<td data-label="largest difference">{_difference(entry["difference"])}</td>'
-            f'<td data-label="allowed">{_difference(entry["bound"])}</td><td data-label="verdict">{verdict}</td></tr>'
-        )
-    return f'<table class="cards"><thead><tr>{lines}</tr></thead><tbody>{"".join(body)}</tbody></table>'
+        cells = [
+            page.Cell(html.escape(entry["text"]), "compared in"),
+            page.Cell(_difference(entry["difference"]), "largest difference"),
+            page.Cell(_difference(entry["bound"]), "allowed"),
+            page.Cell(verdict, "verdict"),
+        ]
+        body.append(page.row(entry["name"], "", cells))
+    return page.table(head, body)
 
 
 def trained_same(results: Results) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .._utils.cores import available_cores
 from .._utils.files import make_folder, write_json
 from .._utils.provenance import provenance
 from ..accounting import count_flops, count_parameters
@@ -19,7 +20,7 @@ from .digits import load_digits_splits
 from .settings import DemoSettings
 from .spectrum import EXPERIMENTS, FULL, QUICK, Experiment, TrainingPlan, build, identities
 from .training import Task, load_weights, train_experiment
-from .workers import available_cores, run_tasks
+from .workers import run_tasks
 
 try:
     from rich.console import Console

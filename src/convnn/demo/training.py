@@ -10,7 +10,7 @@ from torch import nn
 
 from .._utils.quiet import quiet_lightning
 from ..errors import missing_extra
-from ..train.data import TensorData
+from ..train.data.resident import TensorData
 from ..train.module import Classifier, Optimisation
 from ..train.record import Recorder
 from .digits import load_digits_splits

@@ -76,6 +76,11 @@ def _prepare_resnet(model: nn.Module, layer: str | None) -> None:
         surgery.all_biases(model)
 
 
+_PUBLISHED_VIT: dict[str, Any] = {
+    "qkv_bias": False, "final_norm": False, "norm_layer": nn.LayerNorm, "embed_norm_layer": nn.LayerNorm,
+    "proj_drop_rate": 0.1, "attn_drop_rate": 0.1,
+}  # fmt: skip
+
 # A depthwise 7x7 has a padding of three; for a search that many zero tokens only compete with those of the map.
 _DEPTHWISE = {layer: {"candidate_padding": 1} for layer in ("blend", "convnn", "hybrid")}
 
@@ -106,12 +111,21 @@ BACKBONES: dict[str, Backbone] = {
     "published_vit_tiny": Backbone(
         "vit_tiny_patch16_224",
         layers=ATTENTIVE,
-        arguments={"num_heads": 1, "qkv_bias": False, "final_norm": False, "norm_layer": nn.LayerNorm,
-                   "embed_norm_layer": nn.LayerNorm, "proj_drop_rate": 0.1, "attn_drop_rate": 0.1},
+        arguments={"num_heads": 1, **_PUBLISHED_VIT},
         prepare=_prepare_vit,
         finish=surgery.dropout_after_aggregation,
         num_classes=10,
         takes=InputConfig(224, CIFAR_MEAN, CIFAR_STD),
+        pretrained=False,
+    ),
+    "published_vit_base": Backbone(
+        "vit_base_patch16_224",
+        layers=ATTENTIVE,
+        arguments=_PUBLISHED_VIT,
+        prepare=_prepare_vit,
+        finish=surgery.dropout_after_aggregation,
+        num_classes=1000,
+        takes=InputConfig(224),
         pretrained=False,
     ),
 }  # fmt: skip

@@ -19,7 +19,7 @@ from .sizes import check_sizes, check_slots
 from .specs import format_candidates, parse_candidates, parse_similarity
 
 # A hybrid takes num_heads from the attention.
-_SWAP_OPTIONS = (swap.OPTIONS - {"num_heads"}) | {"init"}
+_SWAP_OPTIONS = (swap.OPTIONS - {"num_heads"}) | {"init", "pattern"}
 _COMMON = {"k": 9, "branch_ratio": 0.5, "candidates": "all"}
 # The source and the location of weights are not part of the architecture.
 _NOT_SAVED = {"pretrained_cfg", "pretrained_cfg_overlay", "pretrained_model_args", "checkpoint_path", "cache_dir",
@@ -54,9 +54,9 @@ def create_model(
             convolutions, ``"attention"``, ``"convnn"``, ``"knn"`` or ``"hybrid"`` for transformers.
         stem: ``"imagenet"`` (timm's own) or ``"cifar"``, for 32 x 32 images.
         **options: of the layers: ``k=9``, ``candidates="all"`` (or ``Random(32)``, ``"random:32"``, ``"grid:5"``, ...),
-            ``similarity`` (``"cosine"``, ``"blend:0.5"``, ...), ``branch_ratio=0.5``, ``init="default"`` and every
-            other option of ``convnn.convert``. All other keywords are passed to ``timm.create_model`` (``drop_rate``,
-            ``features_only``, ...).
+            ``similarity`` (``"cosine"``, ``"blend:0.5"``, ...), ``branch_ratio=0.5``, ``init="default"``, ``pattern``
+            (globs of the names of the layers to replace) and every other option of ``convnn.convert``. All other
+            keywords are passed to ``timm.create_model`` (``drop_rate``, ``features_only``, ...).
 
     Returns:
         The model; ``convnn.models.config_of`` returns the keywords that build its architecture again.
@@ -98,6 +98,7 @@ def create_model(
         init = swapping.pop("init", _default_init(model, layer, swapping) if loads else "default")
         model = swap_layers(model, layer, init=init, keep=keep, inplace=True, **swapping)
         unused = {*_COMMON, "similarity"} - set(LAYERS[layer].takes)
+        unused |= {"pattern"} if LAYERS[layer].to is None else set()
         if entry.backbone.finish is not None:
             entry.backbone.finish(model)
         architecture |= {"layer": layer, **{key: value for key, value in swapping.items() if key not in unused}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -75,6 +76,7 @@ def swap_layers(
     similarity: Similarity | str | None = None,
     init: str = "default",
     keep: tuple[str, ...] = (),
+    pattern: str | Sequence[str] | None = None,
     inplace: bool = False,
     **options: Any,
 ) -> nn.Module:
@@ -92,6 +94,7 @@ def swap_layers(
         init: that of ``convnn.convert``; ``"default"`` starts from the original's weights for the exact equivalents
             (spatial, knn), and from random ones elsewhere.
         keep: names of layers to leave as they are.
+        pattern: glob patterns of the names of the layers to swap (``"layer4.*"``); all that can be if left out.
         inplace: change ``model`` itself.
         **options: further ones of ``convnn.convert``. A preset ignores the options above that are not in
             ``LAYERS[layer].takes``.
@@ -123,6 +126,9 @@ def swap_layers(
     options = {**swap.options, **{name: value for name, value in arguments.items() if name in swap.takes}, **options}
     if init != "default":
         options["init"] = init
+    globs = (pattern,) if isinstance(pattern, str) else pattern
+    if globs is not None:
+        options["pattern"] = tuple(globs)
     return convert(model, swap.to, where=where, inplace=inplace, **options)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 _VGG = "published_vgg11"
 _VIT = "published_vit_tiny"
+_VIT_BASE = "published_vit_base"
 _RESNET = "published_resnet50"
 _SIDES = (4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30)
 
@@ -49,5 +50,17 @@ def _vit_tiny() -> dict[str, tuple[str, dict[str, Any]]]:
     return {f"vit_tiny_{name}": (_VIT, options) for name, options in names.items()}
 
 
-CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {**_resnet50(), **_vgg11(), **_vit_tiny()}
-"""Name to backbone and options of ``create_model``. ``grid`` counts per axis; ViT-Tiny's tokens are one axis."""
+def _vit_base() -> dict[str, tuple[str, dict[str, Any]]]:
+    names: dict[str, dict[str, Any]] = {
+        "attention": {"layer": "attention"},
+        "convnn_all": {"layer": "convnn", "k": 9},
+        "convnn_k16": {"layer": "convnn", "k": 16},
+        "convnn_random32": {"layer": "convnn", "k": 9, "candidates": "random:32"},
+        # The table says k = 9 of this row; its parameters are those of k = 16.
+        "convnn_grid128": {"layer": "convnn", "k": 16, "candidates": "grid:128"},
+    }
+    return {f"vit_base_{name}": (_VIT_BASE, options) for name, options in names.items()}
+
+
+CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {**_resnet50(), **_vgg11(), **_vit_tiny(), **_vit_base()}
+"""Name to backbone and options of ``create_model``. ``grid`` counts per axis; a transformer's tokens are one axis."""

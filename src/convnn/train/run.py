@@ -1,8 +1,9 @@
-"""``convnn train``: one run from settings to result, written down as it goes and resumable at every epoch."""
+"""``convnn train``: one run from settings to result, written down as it goes and resumable at every step."""
 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import signal
 from collections.abc import Callable, Iterator
@@ -17,117 +18,216 @@ from .._utils.files import make_folder
 from .._utils.provenance import provenance
 from .._utils.quiet import quiet_lightning
 from ..accounting import count_flops, count_parameters
-from ..errors import invalid, missing_extra
-from ..models import CONFIGURATIONS, check_model, create_model, input_config
-from .images import ImageData
-from .inventory import describe
+from ..errors import RunError, invalid, missing_extra
+from ..models import check_model, input_config
+from .checkpoint import BEST, SafeCheckpointIO, checkpoint_to_resume, remove_leftovers
+from .data.images import ImageData
+from .data.inventory import describe
+from .data.splits import FILE as SPLITS
+from .data.splits import check_splits, save_splits
+from .loading import build_model, load_checkpoint, load_run
 from .module import Classifier, Optimisation, seed_epoch
-from .record import Recorder
-from .settings import TrainSettings, load_settings, resumed, save_settings
-from .splits import FILE as SPLITS
-from .splits import check_splits, save_splits
+from .optimizer import freeze
+from .processes import devices_of, rank, strategy_of
+from .record import Recorder, Report
+from .seeds import train_seeds
+from .setting_checks import betas_of, names_of
+from .settings import TrainSettings
+from .settings_file import resumed, save_settings
+from .signals import Interruption
+from .survival import Survival
 
 try:
-    from lightning.pytorch import Trainer
+    from lightning.pytorch import LightningModule, Trainer
     from lightning.pytorch.callbacks import Callback, RichProgressBar
+    from rich.console import Console
+    from timm.utils import ModelEmaV3
 except ImportError as error:
     raise missing_extra(error.name or "lightning", "train") from error
 
+__all__ = ["build_model", "load_checkpoint", "load_run", "train"]
+Say = Callable[[str], None]
 
-def train(settings: TrainSettings, *, say: Callable[[str], None] | None = None) -> dict[str, Any]:
+
+def train(settings: TrainSettings, *, say: Say | None = None, report: Report | None = None) -> dict[str, Any]:
     """Train one model, choose its best epoch on the validation images, and test that one once.
 
     Returns what ``result.json`` in ``settings.out`` holds. With ``settings.resume`` the run in that folder goes on from
-    its last epoch, exactly as if it had not been interrupted; a finished run is returned as it is. Ctrl-C raises
-    KeyboardInterrupt; everything but the running epoch is kept. ``say`` receives the lines about the data found.
+    its last checkpoint, exactly as if it had not been interrupted; a finished run is returned as it is. With ``seeds``
+    there is one run a seed, and their sum is returned. Ctrl-C and SIGTERM finish the step and save it. ``say`` receives
+    the lines about the data found, ``report`` every epoch as it ends.
 
     Raises:
         ConvNNError: settings that are wrong or differ from those of the run to resume; a folder that holds another run;
             data that are in doubt, cannot be read, or are not those that the run to resume was started with.
-        DivergedError: a loss or a weight that is not finite; the checkpoints of the epochs before remain.
+        DivergedError: a loss or a weight that is not finite; the checkpoints before remain.
+        RunError: a full disk, or a file that is gone; the checkpoints before remain.
+        TerminatedError, KeyboardInterrupt: after SIGTERM, and after Ctrl-C.
     """
+    say = say if say is not None and rank() == 0 else _silent
+    if settings.auto_resume:
+        there = (Path(settings.out) / "settings.yaml").exists()
+        settings = dataclasses.replace(settings, resume=there, auto_resume=False)
     settings = resumed(settings) if settings.resume else settings
     settings.check()
-    out = Path(settings.out)
-    if not settings.resume and (out / "settings.yaml").exists():
-        fix = "give --resume to go on with it, or another --out"
-        raise invalid("out", "a folder without a run in it", repr(settings.out), fix)
-    if settings.resume and (finished := _finished(out)):
-        return finished
-    check_model(settings.model)
-    data = ImageData(settings, takes=input_config(settings.model, settings.image_size, settings.stem or None))
-    if settings.resume:
-        check_splits(data.record(), out / SPLITS)
-    for line in describe(data.classes, data.counts(), data.folder):
-        (say or _silent)(line)
-    seed_epoch(settings.seed, -1)
-    model = build_model(settings, classes=len(data.classes))
-    make_folder(out)
-    if not settings.resume:
-        if data.folder is not None:
-            (say or _silent)("Reading the test images once, so that none fails after the last epoch")
-            data.check_test_images()
-        save_splits(data.record(), out / SPLITS)
-        save_settings(settings, out / "settings.yaml")
-    recorder = Recorder(out, header=_header(settings, data, model))
-    classifier = Classifier(
-        model, num_classes=len(data.classes), optimisation=_optimisation(settings), seed=settings.seed
-    )
-    last = out / "last.ckpt"
-    with quiet_lightning(), _interruptible(recorder):
-        trainer = _trainer(settings, recorder)
-        checkpoint = last if settings.resume and last.exists() else None
-        trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        recorder.result["test"] = _test_best(trainer, classifier, data)
-    recorder.write("finished")
-    return recorder.result
+    with Interruption() as interruption, _one_line(settings):
+        if not settings.seeds:
+            return _Run(settings, interruption, say=say, report=report).result()
+
+        def once(one: TrainSettings, name: str) -> dict[str, Any]:
+            say(name)
+            return train(one, say=say, report=report)
+
+        return train_seeds(settings, once)
 
 
-def build_model(settings: TrainSettings, *, classes: int) -> nn.Module:
-    """Build the settings' model for ``classes`` classes, its layers swapped; random weights are drawn here.
+class _Run:
+    """One run: the settings, who is told of it, and what may interrupt it."""
 
-    Raises ConvNNError when the model, the layer or the image size do not go together.
-    """
-    fields = ("layer", "stem", "k", "branch_ratio", "candidates", "similarity", "init")
-    # What is left at its default is left to the model: a named configuration says what it is.
-    given: dict[str, Any] = {
-        field.name: getattr(settings, field.name)
-        for field in dataclasses.fields(TrainSettings)
-        if field.name in fields and getattr(settings, field.name) != field.default
-    }
-    if settings.model not in CONFIGURATIONS:
-        given["layer"] = settings.layer
-    return create_model(
-        settings.model,
-        num_classes=classes,
-        in_channels=settings.channels,
-        image_size=settings.image_size,
-        pretrained=settings.pretrained,
-        **given,
-    )
+    def __init__(self, settings: TrainSettings, interruption: Interruption, *, say: Say, report: Report | None) -> None:
+        self.settings, self.say, self.report, self.interruption = settings, say, report, interruption
+        self.out = Path(settings.out)
+        self.writes = rank() == 0
+
+    def result(self) -> dict[str, Any]:
+        """Train and test, from the start or from the last checkpoint; return the record."""
+        settings, out = self.settings, self.out
+        if self.writes and not settings.resume and (out / "settings.yaml").exists():
+            fix = "give --resume to go on with it, or another --out"
+            raise invalid("out", "a folder without a run in it", repr(settings.out), fix)
+        if settings.resume and (finished := _finished(out)):
+            return finished
+        check_model(settings.model)
+        takes = input_config(settings.model, settings.image_size, settings.stem or None)
+        data = ImageData(settings, takes=takes, say=self.say)
+        if settings.resume:
+            check_splits(data.record(), out / SPLITS)
+        for line in describe(data.classes, data.counts(), data.folder):
+            self.say(line)
+        seed_epoch(settings.seed, -1)
+        model = build_model(settings, classes=len(data.classes))
+        classifier = self._classifier(model, len(data.classes))
+        self._prepare_folder(data)
+        recorder = Recorder(out, header=self._header(data, model), report=self.report)
+        with quiet_lightning(), _interruptible(recorder):
+            trainer = self._trainer(recorder)
+            checkpoint = checkpoint_to_resume(out, self.say) if settings.resume else None
+            trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+            trainer.test(classifier, datamodule=data, ckpt_path=out / BEST, verbose=False, weights_only=True)
+        test = {name: number for name, number in classifier.summary.items() if name.startswith("test_")}
+        recorder.result["test"] = test
+        if self.writes:
+            recorder.write("finished")
+        return recorder.result
+
+    def _classifier(self, model: nn.Module, classes: int) -> Classifier:
+        """Prepare the model as the settings say, and put it into a Lightning module."""
+        settings = self.settings
+        if frozen := freeze(model, names_of(settings.freeze)):
+            self.say(f"Frozen: {len(frozen)} of {len(list(model.parameters()))} weights: {', '.join(frozen)}")
+        if settings.channels_last:
+            model.to(memory_format=torch.channels_last)
+        average = ModelEmaV3(model, decay=settings.ema, use_warmup=settings.ema_warmup) if settings.ema else None
+        if average is not None:
+            average.requires_grad_(requires_grad=False)
+        if settings.compile:
+            model.compile()
+        return Classifier(
+            model,
+            num_classes=classes,
+            optimisation=_optimisation(settings),
+            seed=settings.seed,
+            average=average,
+            channels_last=settings.channels_last,
+        )
+
+    def _prepare_folder(self, data: ImageData) -> None:
+        """Make the folder of the run, and write what it is resumed by; the settings last, which make it a run."""
+        if not self.writes:
+            return
+        make_folder(self.out)
+        remove_leftovers(self.out)
+        if not self.settings.resume:
+            if data.folder is not None:
+                self.say("Reading the test images once, so that none fails after the last epoch")
+                data.check_test_images()
+            save_splits(data.record(), self.out / SPLITS)
+            save_settings(self.settings, self.out / "settings.yaml")
+
+    def _header(self, data: ImageData, model: nn.Module) -> dict[str, Any]:
+        settings = self.settings
+        size = input_config(settings.model, settings.image_size, settings.stem or None).size
+        image = torch.zeros(1, settings.channels, size, size)
+        try:
+            flops = count_flops(model, image)
+        except (RuntimeError, ValueError, AssertionError) as error:
+            got, fix = f"{settings.model!r}: {error}", "change --image-size, --k or --layer"
+            raise invalid("model", f"one that takes images of {size} x {size}", got, fix) from error
+        return {
+            "settings": dataclasses.asdict(settings),
+            "classes": data.classes,
+            "images": data.counts(),
+            "parameters": count_parameters(model),
+            "flops": flops,
+            "provenance": {**provenance(), **_gpu()},
+        }
+
+    def _trainer(self, recorder: Recorder) -> Trainer:
+        settings = self.settings
+        limits: dict[str, Any] = {"minutes": settings.checkpoint_minutes, "max_steps": settings.max_steps}
+        callbacks: list[Callback] = [_EvaluateEvery(settings.eval_every), recorder]
+        callbacks.append(Survival(self.out, self.interruption, **limits))
+        bars = settings.progress and not settings.json_lines and Console().is_terminal
+        if bars:
+            callbacks.append(RichProgressBar(leave=False))
+        return Trainer(
+            accelerator=settings.accelerator,
+            devices=devices_of(settings.devices),
+            num_nodes=settings.num_nodes,
+            strategy=strategy_of(settings.strategy),
+            sync_batchnorm=settings.sync_batchnorm,
+            precision=settings.precision,  # type: ignore[arg-type]
+            max_epochs=settings.epochs,
+            accumulate_grad_batches=settings.accumulate,
+            gradient_clip_val=settings.clip_grad or None,
+            callbacks=callbacks,
+            plugins=[SafeCheckpointIO()],
+            logger=_logger(settings),
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            enable_progress_bar=bars,
+            use_distributed_sampler=False,  # the data of a run divide each batch themselves
+            reload_dataloaders_every_n_epochs=1,
+            default_root_dir=settings.out,
+        )
 
 
-def load_run(out: str | Path) -> tuple[nn.Module, TrainSettings, list[str]]:
-    """Return the best model of a finished or running run, in eval mode, its settings and the names of its classes.
+class _EvaluateEvery(Callback):
+    """Has a validation every so many epochs, and after the last one."""
 
-    Raises ConvNNError when ``out`` holds no run with a finished epoch.
-    """
-    best = Path(out) / "best.ckpt"
-    load_settings(best.with_name("settings.yaml"))
-    if not best.is_file():
-        raise invalid("out", "a run with a finished epoch (best.ckpt in it)", repr(str(out)), "let it train first")
-    return load_checkpoint(best)
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *step: Any) -> None:
+        """Decide whether the epoch ends with a validation."""
+        last = trainer.current_epoch + 1 == trainer.max_epochs
+        trainer.check_val_every_n_epoch = 1 if last else self.epochs
 
 
-def load_checkpoint(checkpoint: Path) -> tuple[nn.Module, TrainSettings, list[str]]:
-    """Return what ``load_run`` returns, of any checkpoint in the folder of a run; nothing of it is executed."""
-    settings = load_settings(checkpoint.with_name("settings.yaml"))
-    result = json.loads(checkpoint.with_name("result.json").read_text(encoding="utf-8"))
-    classes = [str(name) for name in result["classes"]]
-    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    model = build_model(dataclasses.replace(settings, pretrained=False), classes=len(classes))
-    model.load_state_dict({name.removeprefix("model."): w for name, w in saved.items() if name.startswith("model.")})
-    return model.eval(), settings, classes
+def _logger(settings: TrainSettings) -> Any:
+    """Return Lightning's logger for TensorBoard, or False where none is wanted."""
+    if not settings.tensorboard:
+        return False
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    try:
+        return TensorBoardLogger(settings.out, name="", version="tensorboard")
+    except ModuleNotFoundError as error:
+        raise missing_extra("tensorboard", "train") from error
+
+
+def _gpu() -> dict[str, str]:
+    return {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
 
 
 def _finished(out: Path) -> dict[str, Any] | None:
@@ -147,10 +247,26 @@ def _interruptible(recorder: Recorder) -> Iterator[None]:
         yield
     except SystemExit as stop:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        recorder.write("interrupted")
+        if rank() == 0:
+            recorder.write("interrupted")
         if isinstance(stop.__context__, BrokenPipeError):  # rich ends so when nobody reads what it prints
             raise
         raise KeyboardInterrupt from None
+
+
+@contextmanager
+def _one_line(settings: TrainSettings) -> Iterator[None]:
+    """Turn errors of the file system into one line that says what to do."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        again = f"then go on with: convnn train --out {settings.out} --resume"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            what = f"{error.strerror} ({error.filename or settings.out}); the last checkpoint is intact"
+            raise RunError(f"{what}; make room, {again}") from error
+        raise RunError(f"{error}; mend it, {again}") from error
 
 
 def _silent(_: str) -> None:
@@ -158,51 +274,5 @@ def _silent(_: str) -> None:
 
 
 def _optimisation(settings: TrainSettings) -> Optimisation:
-    return Optimisation(**{f.name: getattr(settings, f.name) for f in dataclasses.fields(Optimisation)})
-
-
-def _header(settings: TrainSettings, data: ImageData, model: nn.Module) -> dict[str, Any]:
-    size = input_config(settings.model, settings.image_size, settings.stem or None).size
-    image = torch.zeros(1, settings.channels, size, size)
-    try:
-        flops = count_flops(model, image)
-    except (RuntimeError, ValueError, AssertionError) as error:
-        fix = "change --image-size, --k or --layer"
-        raise invalid(
-            "model", f"one that takes images of {size} x {size}", f"{settings.model!r}: {error}", fix
-        ) from error
-    return {
-        "settings": dataclasses.asdict(settings),
-        "classes": data.classes,
-        "images": data.counts(),
-        "parameters": count_parameters(model),
-        "flops": flops,
-        "provenance": provenance(),
-    }
-
-
-def _trainer(settings: TrainSettings, recorder: Recorder) -> Trainer:
-    callbacks: list[Callback] = [recorder]
-    if settings.progress:
-        callbacks.append(RichProgressBar(leave=False))
-    return Trainer(
-        accelerator=settings.accelerator,
-        devices=1 if settings.accelerator in ("cpu", "auto") else "auto",
-        precision=settings.precision,  # type: ignore[arg-type]
-        max_epochs=settings.epochs,
-        callbacks=callbacks,
-        logger=False,
-        num_sanity_val_steps=0,
-        enable_model_summary=False,
-        enable_progress_bar=settings.progress,
-        reload_dataloaders_every_n_epochs=1,
-        default_root_dir=settings.out,
-    )
-
-
-def _test_best(trainer: Trainer, classifier: Classifier, data: ImageData) -> dict[str, float]:
-    """Test the best epoch's weights, once."""
-    best = torch.load(Path(trainer.default_root_dir) / "best.ckpt", map_location="cpu", weights_only=True)
-    classifier.load_state_dict(best["state_dict"])
-    trainer.test(classifier, datamodule=data, verbose=False)
-    return {name: classifier.summary[name] for name in ("test_loss", "test_accuracy")}
+    same: dict[str, Any] = {field.name: getattr(settings, field.name) for field in dataclasses.fields(Optimisation)}
+    return Optimisation(**{**same, "betas": betas_of(settings.betas)})

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .._utils.settings import check_folder, check_number, check_whole, option
-from ..errors import invalid, missing_extra, unknown_name
+from .._utils.settings import check_number, option, positional
+from ..errors import invalid
+from .data.options import check_data_options
+from .setting_checks import check_settings
 
-AUGMENTATIONS = ("none", "light", "strong")
-ACCELERATORS = ("auto", "cpu", "gpu", "mps", "tpu")
-PRECISIONS = ("32", "64", "bf16-mixed", "16-mixed")
-RUNTIME_ONLY = ("out", "resume", "workers", "accelerator", "download", "progress")
+RUNTIME_ONLY = (
+    "out", "resume", "auto_resume", "workers", "accelerator", "devices", "num_nodes", "strategy", "download",
+    "checkpoint_minutes", "tensorboard", "progress", "json_lines",
+)  # fmt: skip
 """Fields that may differ between a run and its resumption: they do not change what is computed."""
 
 
@@ -22,6 +22,7 @@ RUNTIME_ONLY = ("out", "resume", "workers", "accelerator", "download", "progress
 class TrainSettings:
     """Settings of ``convnn train``."""
 
+    recipe: str = positional("a name of `convnn recipes`, or a YAML file: the defaults of all options", default="")
     data: str = option(
         "", "folder of images (class folders, perhaps inside train/ val/ test/), or timm's name: hfds/..."
     )
@@ -41,58 +42,76 @@ class TrainSettings:
     candidates: str = option("all", "who may be a neighbour: all, random:32, grid:5 or window:7; fewer cost less")
     similarity: str = option("", "how tokens are compared: cosine, dot, blend:0.5, ...; empty: the layer's own")
     stem: str = option("", "imagenet, or cifar for 32 x 32 images; empty: the model's own")
+    model_options: dict[str, Any] | None = option(  # noqa: RUF009 - a field, as the others
+        None, "more keywords of create_model, e.g. {kernel_size: 2, pattern: layer4.*}"
+    )
     init: str = option("default", "weights of swapped layers: default, random or from_original (where they fit)")
     pretrained: bool = option(False, "start from timm's pretrained weights (loaded before layers are swapped)")
     image_size: int | None = option(None, "side of the square input; default: the model's own")
     channels: int = option(3, "1 reads the images as grey, 3 as colour")
     augment: str = option("light", "none, light (crop and flip) or strong (timm's RandAugment and erasing)")
     epochs: int = option(10, "passes over the training images")
-    batch_size: int = option(64, "images a step")
-    lr: float = option(1e-3, "highest learning rate: warm-up, then cosine to zero")
+    max_steps: int | None = option(None, "stop after so many updates of the weights, if the epochs have more")
+    eval_every: int = option(1, "epochs from one validation to the next; the last epoch always has one")
+    batch_size: int = option(64, "images a step, over all processes")
+    accumulate: int = option(1, "steps of which the gradients are added up before the weights are updated")
+    # how weights are updated
+    lr: float = option(1e-3, "highest learning rate")
+    schedule: str = option("cosine", "learning rate after the warm-up: cosine or linear down to --min-lr, or constant")
+    min_lr: float = option(0.0, "learning rate at the end of cosine and linear")
+    warmup: float = option(0.1, "share of all updates over which the learning rate rises")
+    warmup_steps: int | None = option(None, "updates over which the learning rate rises, in place of --warmup")
+    optimizer: str = option("adamw", "any optimiser name of timm: adamw, sgd (Nesterov), momentum, muon, lamb, ...")
+    momentum: float = option(0.9, "momentum of the optimisers that have one")
+    betas: tuple[float, ...] | str = option("", "betas of an optimiser that has them, e.g. 0.9,0.95; empty: its own")
+    eps: float | None = option(None, "epsilon of the optimisers that have one; default: their own")
     weight_decay: float = option(0.02, "weight decay; biases and norms have none")
-    warmup: float = option(0.1, "share of all steps over which the learning rate rises")
-    optimizer: str = option("adamw", "any optimiser name of timm")
+    decay_all: bool = option(False, "weight decay of biases and norms too")
+    layer_decay: float | None = option(None, "factor of the learning rate from a layer to the one before it (timm)")
+    clip_grad: float = option(0.0, "largest norm of the gradient; 0: no limit")
     label_smoothing: float = option(0.0, "label smoothing of the training loss")
+    mixup: float = option(0.0, "alpha of mixup; 0: none")
+    cutmix: float = option(0.0, "alpha of CutMix; 0: none")
+    mix_prob: float = option(1.0, "share of the batches that mixup or CutMix mixes")
+    dropout: float = option(0.0, "dropout of the model's head (timm's drop_rate)")
+    drop_path: float = option(0.0, "stochastic depth of the model (timm's drop_path_rate)")
+    ema: float = option(0.0, "decay of a moving average of the weights, which is then evaluated and saved; 0: none")
+    ema_warmup: bool = option(False, "let that decay rise from 0")
+    freeze: tuple[str, ...] | str = option("", "weights not to train: patterns of their names, e.g. stem.*,stages.0.*")
+    weights: str = option("", "file of the model's pretrained weights, in place of timm's download")
     seed: int = option(0, "seed of the weights, the splits, the batches and the augmentation")
+    seeds: tuple[int, ...] | str = option("", "several runs, e.g. 0,1,2: each in seed-N of --out, summed up in --out")
+    # where and how it runs
     workers: int = option(0, "processes that read images; 0 reads them in the training process")
-    accelerator: str = option("auto", "auto, cpu, gpu, mps or tpu")
-    precision: str = option("32", "32, 64, bf16-mixed or 16-mixed")
-    out: str = option(
-        "runs/default", "folder of the run: settings.yaml, splits.json, result.json, last.ckpt, best.ckpt"
-    )
+    # Data
+    resident: str = option("auto", "keep decoded images in memory: auto (up to 4 GiB), yes or no (workers read them)")
+    flip: bool = option(False, "mirror half of the training images (batched; beside --augment)")
+    pad_crop: int = option(0, "translate training images by up to so many pixels, the border by reflection")
+    cutout: int = option(0, "side of a square that is cut out of every training image, in pixels")
+    normalize: str = option("model", "mean and deviation: the model's, or data: those of the training images")
+    bad_images: str = option("stop", "images that cannot be read: stop the run, or skip (named and counted)")
+    accelerator: str = option("auto", "auto (the GPUs that there are, else the CPU), cpu, gpu, mps or tpu")
+    devices: str = option("auto", "how many devices a machine: a number, or auto (all GPUs, one CPU process)")
+    num_nodes: int = option(1, "machines")
+    strategy: str = option("auto", "auto, ddp or fsdp (sharded weights; needs GPUs)")
+    sync_batchnorm: bool = option(False, "batch normalisation over the images of all processes (needs GPUs)")
+    precision: str = option("32", "32, 64, bf16-mixed or 16-mixed (needs a GPU)")
+    compile: bool = option(False, "compile the model by torch.compile")
+    channels_last: bool = option(False, "keep images and weights in the channels-last memory format")
+    # what is written
+    out: str = option("runs/default", "folder of the run; docs/training.md lists its files")
     resume: bool = option(False, "go on with the run in --out")
-    progress: bool = option(True, "show progress bars")
+    auto_resume: bool = option(False, "go on with the run in --out if there is one, else start it")
+    checkpoint_minutes: float = option(10.0, "minutes from one checkpoint to the next inside an epoch; 0: none")
+    tensorboard: bool = option(False, "write TensorBoard's files into --out")
+    progress: bool = option(True, "show progress: bars on a terminal, a line an epoch elsewhere")
+    json_lines: bool = option(False, "print one JSON object a line, for programs")
 
     def check(self) -> None:
-        """Raise ConvNNError for the first field that is wrong; nothing is read but the existence of folders."""
-        from ..models import LAYERS, parse_candidates, parse_similarity
-        from ..models.backbones import STEMS
-        from ..models.layers import INITS
-
-        parse_candidates(self.candidates)
-        parse_similarity(self.similarity or "cosine")
+        """Raise ConvNNError for the first field that is wrong; nothing is read but the existence of files."""
         _check_data(self)
-        for field, minimum in (("k", 1), ("epochs", 1), ("batch_size", 1), ("seed", 0), ("workers", 0)):
-            check_whole(field, getattr(self, field), minimum)
-        check_whole("image_size", self.image_size, 1, optional=True)
-        for field in ("branch_ratio", "warmup"):
-            check_number(field, getattr(self, field), (0.0, 1.0), words="in [0, 1]")
-        check_number("lr", self.lr, (5e-324, math.inf), words="above 0")
-        check_number("weight_decay", self.weight_decay, (0.0, math.inf), words="of at least 0")
-        check_number("label_smoothing", self.label_smoothing, (0.0, 0.999), words="in [0, 1)")
-        if self.channels not in (1, 3):
-            raise invalid("channels", "1 (grey) or 3 (colour)", self.channels, "use 3 if in doubt")
-        for field, allowed in (
-            ("layer", tuple(LAYERS)),
-            ("init", INITS),
-            ("stem", ("", *STEMS)),
-            ("augment", AUGMENTATIONS),
-            ("accelerator", ACCELERATORS),
-            ("precision", PRECISIONS),
-        ):
-            if getattr(self, field) not in allowed:
-                raise unknown_name(field, getattr(self, field), allowed)
-        check_folder("out", self.out)
+        check_data_options(self)
+        check_settings(self)
 
 
 def _check_data(settings: TrainSettings) -> None:
@@ -119,48 +138,3 @@ def is_named(data: str) -> bool:
     return (
         data.split("/", maxsplit=1)[0].lower() in ("torch", "hfds", "hfids", "tfds", "wds") and not Path(data).is_dir()
     )
-
-
-def save_settings(settings: TrainSettings, path: Path) -> None:
-    """Write the settings as YAML that ``convnn train --config`` reads; raises MissingExtraError without PyYAML."""
-    yaml = _yaml()
-    values = {k: v for k, v in dataclasses.asdict(settings).items() if k != "resume"}
-    path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
-
-
-def load_settings(path: Path) -> TrainSettings:
-    """Read settings that ``save_settings`` wrote; raises ConvNNError when the file is missing or is not such a file."""
-    if not path.is_file():
-        raise invalid(
-            "out", f"a folder with a run to resume ({path.name} in it)", repr(str(path.parent)), "check --out"
-        )
-    values = _yaml().safe_load(path.read_text(encoding="utf-8"))
-    known = {field.name for field in dataclasses.fields(TrainSettings)}
-    if not isinstance(values, dict) or not set(values) <= known:
-        raise invalid(
-            path.name, "the settings of convnn train", repr(values)[:80], "restore the file that the run wrote"
-        )
-    return TrainSettings(**values)
-
-
-def resumed(settings: TrainSettings) -> TrainSettings:
-    """Return the settings of the run in ``settings.out``, to resume it exactly.
-
-    What only decides where and how fast it runs (``RUNTIME_ONLY``) is taken from ``settings``. Raises ConvNNError when
-    there is no run, or when a field is given that differs from the run's.
-    """
-    saved = load_settings(Path(settings.out) / "settings.yaml")
-    for field in dataclasses.fields(TrainSettings):
-        given, before = getattr(settings, field.name), getattr(saved, field.name)
-        if field.name not in RUNTIME_ONLY and given not in (field.default, before):
-            expected = f"{before!r}, as the run in {settings.out} was started"
-            raise invalid(field.name, expected, repr(given), "leave it out to resume, or start anew in another --out")
-    return dataclasses.replace(saved, **{name: getattr(settings, name) for name in RUNTIME_ONLY})
-
-
-def _yaml() -> Any:
-    try:
-        import yaml
-    except ImportError as error:
-        raise missing_extra("PyYAML", "cli") from error
-    return yaml

@@ -1,0 +1,1 @@
+"""Studies: many runs of one file, and what came of them, compared."""
