@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from convnn import ConvNNError, cli
-from convnn.errors import RunError
+from convnn.errors import MissingExtraError, RunError
 from convnn.train import TrainSettings
 from convnn.train.checkpoint import read_checkpoint
 from convnn.train.module import Classifier
@@ -139,7 +139,14 @@ def test_where_the_code_came_from(tiny, tmp_path):
     assert all(len(part) in (40, 5) for part in origin.get("commit", "").split("-") if part)
 
 
-def test_tensorboard_is_named_where_it_is_missing_and_written_where_it_is_there(tiny, tmp_path):
+def test_tensorboard_is_named_where_it_is_missing(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"^tensorboard is not installed, .*\[train\]"):
+        run(tmp_path / "run", **PLAIN, tensorboard=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_tensorboard_s_files(tiny, tmp_path):
     pytest.importorskip("tensorboard")
     run(tmp_path / "run", **PLAIN, tensorboard=True)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

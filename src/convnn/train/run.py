@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import importlib.util
 import json
 import signal
 from collections.abc import Callable, Iterator
@@ -98,6 +99,8 @@ class _Run:
         if settings.resume and (finished := _finished(out)):
             return finished
         check_model(settings.model)
+        if settings.tensorboard and importlib.util.find_spec("tensorboard") is None:
+            raise missing_extra("tensorboard", "train")
         takes = input_config(settings.model, settings.image_size, settings.stem or None)
         data = ImageData(settings, takes=takes, say=self.say)
         if settings.resume:
@@ -220,10 +223,7 @@ def _logger(settings: TrainSettings) -> Any:
         return False
     from lightning.pytorch.loggers import TensorBoardLogger
 
-    try:
-        return TensorBoardLogger(settings.out, name="", version="tensorboard")
-    except ModuleNotFoundError as error:
-        raise missing_extra("tensorboard", "train") from error
+    return TensorBoardLogger(settings.out, name="", version="tensorboard")
 
 
 def _gpu() -> dict[str, str]:

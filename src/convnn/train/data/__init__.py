@@ -1,4 +1,4 @@
-"""What a run reads: images from folders, parquet files, shards and named datasets, split and in batches.
+"""The data of a run: images from folders, parquet files, shards and named datasets, split and in batches.
 
 From ``--data`` to a batch: ``opening`` finds the splits (``folders``, ``parquet``, ``shards``, ``named``, ``splits``),
 a source reads one image (``sources``, ``decode``), images are kept in memory (``decode_once``) or read by workers,

@@ -35,13 +35,13 @@ class ImageFile(NamedTuple):
         name: relative to the data folder, with ``/``.
         label: the number of its class.
         size: in bytes.
-        place: which file it is, whatever its name.
+        identity: which file it is, whatever its name.
     """
 
     name: str
     label: int
     size: int
-    place: Identity
+    identity: Identity
 
 
 @dataclass(frozen=True)
@@ -101,14 +101,14 @@ def read_folder(root: Path, chosen: Mapping[str, str], *, skip: bool = False) ->
     return FolderImages(classes, splits, ignored, _beside(root, folders), skipped=skipped)
 
 
-def refuse_shared(splits: Mapping[str, list[ImageFile]]) -> None:
-    """Refuse files that are in two splits, by links: what is held out is not to be trained on."""
+def check_shared(splits: Mapping[str, list[ImageFile]]) -> None:
+    """Raise ConvNNError for files that are in two splits, by links: what is held out is not to be trained on."""
     seen: dict[Identity, tuple[str, str]] = {}
     shared = []
     for split, files in splits.items():
         for file in files:
-            other, name = seen.setdefault(file.place, (split, file.name))
-            if other != split and file.place[1]:  # 0 where the system does not number its files
+            other, name = seen.setdefault(file.identity, (split, file.name))
+            if other != split and file.identity[1]:  # 0 where the system does not number its files
                 shared.append(f"{name!r} in {other} as {file.name!r} in {split}")
     if shared:
         more = f" and {len(shared) - 1:,} more" if len(shared) > 1 else ""
@@ -130,7 +130,7 @@ def find_splits(root: Path, chosen: Mapping[str, str]) -> dict[str, str]:
         found["train"] = ITSELF
     folders = {split: name for split, name in found.items() if name is not None}
     if not folders:
-        _refuse_deeper(root, present)
+        _check_deeper(root, present)
         return {"train": ITSELF}
     if "train" not in folders:
         fix = "add train/, or give --train-split . if all of its folders are classes"
@@ -160,8 +160,8 @@ def _find(root: Path, split: str, name: str, present: list[str]) -> str | None:
     return matches[0] if matches else None
 
 
-def _refuse_deeper(root: Path, present: list[str]) -> None:
-    """Refuse folders in which splits stand: to take them for classes would be to train on all splits."""
+def _check_deeper(root: Path, present: list[str]) -> None:
+    """Raise ConvNNError for folders that hold splits: to take them for classes would be to train on all splits."""
     deeper: dict[str, list[str]] = {}
     for folder in present:
         inner = folders_in(root / folder)

@@ -1,4 +1,4 @@
-"""What a run says of its data at its start: the classes, the images of each in every split, what was left out."""
+"""The lines that describe the data of a run: the classes, the images of each in every split, what was left out."""
 
 from __future__ import annotations
 

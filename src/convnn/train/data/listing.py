@@ -1,4 +1,4 @@
-"""What a folder of images holds: the first folder below it is the class; the order is the same on every file system."""
+"""The images below a folder, whose first level is the classes; in the same order on every file system."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ def list_images(
     found.files = {name: found.files[name] for name in sorted(found.files, key=natural_key)}
     if skip:
         _skip(found)
-    _refuse_files(folder, found, hint)
-    _refuse_classes(folder, found, hint)
+    _check_files(folder, found, hint)
+    _check_classes(folder, found, hint)
     return found
 
 
@@ -198,8 +198,8 @@ def _skip(found: Listing) -> None:
         found.folders = [name for name in found.folders if name in filled]
 
 
-def _refuse_files(folder: Path, found: Listing, hint: str) -> None:
-    """Refuse files that may be images that cannot be read, and images of no class."""
+def _check_files(folder: Path, found: Listing, hint: str) -> None:
+    """Raise ConvNNError for files that may be images that cannot be read, and images of no class."""
     if found.unknown:
         kinds = sorted(found.unknown.items(), key=lambda item: -len(item[1]))
         got = ", ".join(f"{len(names):,} {ending} ({names[0]!r})" for ending, names in kinds[:8])
@@ -216,8 +216,8 @@ def _refuse_files(folder: Path, found: Listing, hint: str) -> None:
         raise invalid("data", f"every image of {folder} in the folder of a class", got, fix)
 
 
-def _refuse_classes(folder: Path, found: Listing, hint: str) -> None:
-    """Refuse classes without images, and two whose names are one on some file systems."""
+def _check_classes(folder: Path, found: Listing, hint: str) -> None:
+    """Raise ConvNNError for classes without images, and two whose names are one on some file systems."""
     filled = {name.split("/", maxsplit=1)[0] for name in found.files}
     if not filled:
         fix = "add images, or remove the folder" if hint else "check the path"

@@ -10,7 +10,7 @@ import torch
 
 from ...errors import invalid
 from ..settings import TrainSettings, is_named
-from .folders import FolderImages, read_folder, refuse_shared
+from .folders import FolderImages, check_shared, read_folder
 from .named import named_splits, parts_record
 from .parquet import parquet_parts
 from .shards import Shards, shard_parts
@@ -101,7 +101,7 @@ def _open_folder(settings: TrainSettings, root: Path, chosen: dict[str, str]) ->
         got = f"none of {gone[:5]} after {' and '.join(held_out)} were cut off"
         fix = "add images, lower --val-fraction or --test-fraction, or give val/ and test/ folders"
         raise invalid("data", "training images of every class", got, fix)
-    refuse_shared(splits)
+    check_shared(splits)
     folder = dataclasses.replace(folder, splits={split: splits[split] for split in SPLITS}, cut=tuple(held_out))
     files = {split: {file.name: file.size for file in found} for split, found in folder.splits.items()}
     parts = {split: Part(Files(root, found)) for split, found in folder.splits.items()}
