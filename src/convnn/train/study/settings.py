@@ -59,6 +59,6 @@ class CompareSettings:
 
 def check_metric(metric: str) -> None:
     """Raise ConvNNError for what is no result of a run."""
-    from ... import checks
+    from ... import _checks as checks
 
     checks.name("metric", metric, METRICS)
