@@ -121,9 +121,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return BROKEN_PIPE
     except SystemExit as stop:
-        if not isinstance(stop.__context__, BrokenPipeError):
-            raise
-        return BROKEN_PIPE  # rich has caught it, and sent the rest of its output nowhere
+        # rich has caught it, and sent the rest of its output nowhere; argparse, printing a long help, has ignored it
+        if isinstance(stop.__context__, BrokenPipeError) or (not stop.code and _silenced()):
+            return BROKEN_PIPE
+        raise
 
 
 def _silenced() -> bool:
