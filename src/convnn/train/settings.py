@@ -43,7 +43,7 @@ class TrainSettings:
     similarity: str = option("", "how tokens are compared: cosine, dot, blend:0.5, ...; empty: the layer's own")
     stem: str = option("", "imagenet, or cifar for 32 x 32 images; empty: the model's own")
     model_options: dict[str, Any] | None = option(  # noqa: RUF009 - a field, as the others
-        None, "more keywords of create_model, e.g. {kernel_size: 2, pattern: layer4.*}"
+        None, "more keywords of create_model, e.g. {pattern: layer4.*}"
     )
     init: str = option("default", "weights of swapped layers: default, random or from_original (where they fit)")
     pretrained: bool = option(False, "start from timm's pretrained weights (loaded before layers are swapped)")
