@@ -74,6 +74,14 @@ def test_states_of_another_epoch_or_of_one_that_is_over_give_the_first_batch(ima
         assert equal(batches(loader), whole)
 
 
+def test_an_iteration_that_was_left_is_not_continued(images):
+    loader = data_of(images).train_dataloader()
+    whole = batches(loader)
+    for _ in zip(range(3), loader, strict=False):
+        pass
+    assert equal(batches(loader), whole)
+
+
 @pytest.mark.parametrize("processes", [2, 3])
 def test_processes_have_the_rows_of_each_batch_in_turn(processes):
     order = torch.randperm(23)

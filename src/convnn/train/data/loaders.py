@@ -20,12 +20,12 @@ OnDamaged = Callable[[Damaged], None]
 class Loader:
     """The batches of one epoch, from the position that ``load_state_dict`` gave.
 
-    The position is the number of batches that were yielded. A state of another epoch, or of an epoch that is over,
-    gives the first batch.
+    The position is the number of batches that were yielded. The next iteration starts at a position that was loaded,
+    every other one at the first batch; so does the next one after a state of another epoch, or of one that is over.
     """
 
     def __init__(self, *, epoch: int) -> None:
-        self.epoch, self.position = epoch, 0
+        self.epoch, self.position, self._first = epoch, 0, 0
 
     def state_dict(self) -> dict[str, int]:
         """Return the epoch and the position in it."""
@@ -33,13 +33,14 @@ class Loader:
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Continue after the batches that were yielded."""
-        self.position = state_dict["batches"] if state_dict["epoch"] == self.epoch else 0
+        self.position = self._first = state_dict["batches"] if state_dict["epoch"] == self.epoch else 0
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self._from(self.position):
+        first, self._first = self._first, 0
+        self.position = first
+        for batch in self._from(first):
             self.position += 1
             yield batch
-        self.position = 0
 
     def _from(self, first: int) -> Iterator[Batch]:
         """Yield the batches from number ``first`` on."""
@@ -56,10 +57,10 @@ class SizedLoader(Loader):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[Batch]:
-        if self.position >= len(self):
-            self.position = 0
-        yield from super().__iter__()
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Continue after the batches that were yielded, unless these are all."""
+        over = state_dict["batches"] >= len(self)
+        super().load_state_dict({**state_dict, "batches": 0} if over else state_dict)
 
 
 class ResidentLoader(SizedLoader):
