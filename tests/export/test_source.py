@@ -38,7 +38,7 @@ def run(tmp_path_factory):
             Image.fromarray(pixels).save(folder / "images" / name / f"{number}.png")
     out = folder / "run"
     options = {"data": folder / "images", "out": out, "layer": "hybrid", "candidates": "random:20", "image-size": 8,
-               "channels": 1, "epochs": 2, "progress": "false", "accelerator": "cpu"}  # fmt: skip
+               "channels": 1, "epochs": 2, "normalize": "data", "progress": "false", "accelerator": "cpu"}  # fmt: skip
     assert cli.main(["train", *(word for name, value in options.items() for word in (f"--{name}", str(value)))]) == 0
     return out
 
@@ -60,6 +60,9 @@ def test_a_run_is_its_best_epoch(run) -> None:
     assert (source.name, source.channels, source.size) == ("small_cnn", 1, 8)
     assert json.loads(source.notes["classes"]) == ["dark", "light"]
     assert json.loads(source.notes["architecture"])["candidates"] == "random:20"
+    # Two shades of grey, 30 to 39 and 220 to 229, of which the run measured those that it trained on.
+    assert json.loads(source.notes["mean"]) == pytest.approx([129.5 / 255], abs=0.04)
+    assert json.loads(source.notes["std"]) == pytest.approx([95 / 255], abs=0.02)
     assert not source.model.training
 
 

@@ -75,16 +75,17 @@ def _of_any_model(model: nn.Module) -> Source:
 
 def _of_run(checkpoint: Path) -> Source:
     """Load a checkpoint of ``convnn train``, with the settings and classes in its folder."""
-    from ..train.run import load_checkpoint
+    from ..train.loading import load_checkpoint, normalization_of
 
     try:
         model, _, classes = load_checkpoint(checkpoint)
+        normalization = normalization_of(checkpoint)
     except ConvNNError:
         raise
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
         raise _unreadable(checkpoint, error) from error
     source = _of_model(model)
-    return source._replace(notes={**source.notes, **_notes(classes=classes)})
+    return source._replace(notes={**source.notes, **_notes(classes=classes, **normalization)})
 
 
 def _unreadable(checkpoint: Path, error: Exception) -> ConvNNError:

@@ -91,6 +91,12 @@ def load_run(out: str | Path) -> tuple[nn.Module, TrainSettings, list[str]]:
     return load_checkpoint(best)
 
 
+def normalization_of(checkpoint: Path) -> dict[str, list[float]]:
+    """Return the mean and the standard deviation by which a run normalized its images, a number a channel."""
+    result = json.loads(checkpoint.with_name("result.json").read_text(encoding="utf-8"))
+    return {name: [float(number) for number in result["input"][name]] for name in ("mean", "std")}
+
+
 def load_checkpoint(checkpoint: Path) -> tuple[nn.Module, TrainSettings, list[str]]:
     """Return what ``load_run`` returns, of any checkpoint in the folder of a run; nothing of it is executed."""
     settings = load_settings(checkpoint.with_name("settings.yaml"))

@@ -118,7 +118,7 @@ class _Run:
             trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
             trainer.test(classifier, datamodule=data, ckpt_path=out / BEST, verbose=False, weights_only=True)
         test = {name: number for name, number in classifier.summary.items() if name.startswith("test_")}
-        recorder.result["test"] = test
+        recorder.result.update(test=test, skipped=data.skipped)
         if self.writes:
             recorder.write("finished")
         return recorder.result
@@ -170,6 +170,7 @@ class _Run:
             "settings": dataclasses.asdict(settings),
             "classes": data.classes,
             "images": data.counts(),
+            "input": {"size": size, "mean": list(data.takes.mean), "std": list(data.takes.std)},
             "parameters": count_parameters(model),
             "flops": flops,
             "provenance": {**provenance(), **_gpu()},
