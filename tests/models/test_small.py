@@ -1,8 +1,9 @@
 import pytest
 import torch
+from torch import nn
 
-from convnn import ConvNNError
-from convnn.models import SmallConvNet, small_transformer
+from convnn import ConvNNError, HybridConvNN2d
+from convnn.models import SmallConvNet, create_model, small_transformer
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 5)])
@@ -10,6 +11,19 @@ def test_small_conv_net_takes_any_size(size):
     model = SmallConvNet(in_channels=1, num_classes=4, width=8, depth=3)
     assert model(torch.randn(2, 1, *size)).shape == (2, 4)
     assert len(model.body) == 3
+
+
+def test_the_small_resnet_has_six_convolutions_to_replace():
+    model = create_model("small_resnet", layer="hybrid", candidates="random:16")
+    assert sum(isinstance(part, HybridConvNN2d) for part in model.modules()) == 6
+    assert isinstance(model.stem[0], nn.Conv2d)
+    x = torch.randn(2, 3, 32, 32)
+    assert model.forward_features(x).shape == (2, 192, 4, 4)
+    plain = create_model("small_resnet").eval()
+    pooled = plain.forward_head(plain.forward_features(x), pre_logits=True)
+    torch.testing.assert_close(plain(x), plain.head(pooled) / 8)
+    torch.testing.assert_close(pooled, plain.forward_features(x).amax((2, 3)))
+    assert create_model("small_resnet", num_classes=0)(x).shape == (2, 192)
 
 
 def test_small_transformer_sees_patches_and_has_no_class_token():

@@ -185,7 +185,7 @@ def test_configurations_of_timm(name, options):
 @pytest.mark.parametrize(
     "name",
     ["vgg11", "published_vgg11", "vgg11_conv", "vgg11_convnn_all", "vgg11_hybrid_blend_coordinates",
-     "resnet50_hybrid_all", "vit_tiny_convnn_all", "small_cnn", "small_transformer"],
+     "resnet50_hybrid_all", "vit_tiny_convnn_all", "small_cnn", "small_resnet", "small_transformer"],
 )  # fmt: skip
 def test_timm_s_registry_says_the_same(name):
     with torch.device("meta"):
@@ -216,7 +216,11 @@ def test_a_configuration_of_a_model_that_cannot_be_sized():
 
 
 # ---------------------------------------------------------------------------------------------------- saved, and loaded
-SAVED = [*((name, "hybrid") for name in ("resnet18", "vgg11", "small_cnn")), ("vgg11", "convnn"), ("vit_tiny", "knn")]
+SAVED = [
+    *((name, "hybrid") for name in ("resnet18", "vgg11", "small_cnn", "small_resnet")),
+    ("vgg11", "convnn"),
+    ("vit_tiny", "knn"),
+]
 
 
 @pytest.fixture(scope="module", params=SAVED, ids=lambda case: "-".join(case))
@@ -251,7 +255,7 @@ def test_saved_models_are_backbones_too(saved):
     model, source = saved
     x = images()
     if "small" in model.pretrained_cfg["architecture"]:
-        with pytest.raises(ConvNNError, match=r"option: .*for small_cnn, got 'features_only'"):
+        with pytest.raises(ConvNNError, match=r"option: .*for small_\w+, got 'features_only'"):
             timm.create_model(source, pretrained=True, features_only=True)
         return
     features = timm.create_model(source, pretrained=True, features_only=True, out_indices=(1, 2)).eval()

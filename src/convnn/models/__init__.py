@@ -9,7 +9,7 @@ from .layers import LAYERS, swap_layers
 from .named import CONFIGURATIONS
 from .pretrained import from_pretrained, save_pretrained
 from .registry import MODELS, check_model, input_config, list_models
-from .small import SmallConvNet, small_transformer
+from .small import SmallConvNet, SmallResNet, small_transformer
 from .specs import format_candidates, format_similarity, parse_candidates, parse_similarity
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "MODELS",
     "InputConfig",
     "SmallConvNet",
+    "SmallResNet",
     "check_model",
     "config_of",
     "create_model",

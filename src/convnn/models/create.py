@@ -181,7 +181,7 @@ def _build(
     if not entry.timm:
         for option in options.keys() - {"pretrained", "global_pool"}:
             raise unknown_name("option", option, sorted({*_SWAP_OPTIONS, "layer"}), f" for {entry.name}")
-        arguments = {**shape, "global_pool": options.get("global_pool", "avg")}
+        arguments = {**shape, **{key: value for key, value in options.items() if key == "global_pool"}}
         small: Any = MODELS[entry.name](**{"num_classes": 10, "image_size": input_config(entry.name).size, **arguments})
         small.pretrained_cfg = MODEL_CONFIGS[entry.name]
         return small, ()

@@ -10,34 +10,45 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ..errors import invalid, missing_extra
-from .backbones import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, Backbone, InputConfig
+from .backbones import BACKBONES, CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD, Backbone, InputConfig
 from .named import CONFIGURATIONS
-from .small import SmallConvNet, small_transformer
+from .small import SmallConvNet, SmallResNet, small_transformer
 
 TIMM_PREFIX = "convnn_"
 """The prefix of our names in timm's registry."""
 
 
-def _small_cnn(*, num_classes: int, in_channels: int, image_size: int, global_pool: str) -> nn.Module:
+def _small_cnn(*, num_classes: int, in_channels: int, image_size: int, global_pool: str = "avg") -> nn.Module:
     return SmallConvNet(num_classes=num_classes, in_channels=in_channels, global_pool=global_pool)
 
 
-def _small_transformer(*, num_classes: int, in_channels: int, image_size: int, global_pool: str) -> nn.Module:
+def _small_resnet(*, num_classes: int, in_channels: int, image_size: int, global_pool: str = "max") -> nn.Module:
+    return SmallResNet(num_classes=num_classes, in_channels=in_channels, global_pool=global_pool)
+
+
+def _small_transformer(*, num_classes: int, in_channels: int, image_size: int, global_pool: str = "avg") -> nn.Module:
     patch = max(2, image_size // 8)
     return small_transformer(
         num_classes=num_classes, in_channels=in_channels, image_size=image_size, patch=patch, global_pool=global_pool
     )
 
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"small_cnn": _small_cnn, "small_transformer": _small_transformer}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "small_cnn": _small_cnn,
+    "small_resnet": _small_resnet,
+    "small_transformer": _small_transformer,
+}
 """Our own models; each builder takes ``num_classes``, ``in_channels``, ``image_size`` and ``global_pool``."""
 
 _SMALL: dict[str, Any] = {"num_classes": 10, "input_size": (3, 32, 32), "mean": IMAGENET_MEAN, "std": IMAGENET_STD,
                           "classifier": "head"}  # fmt: skip
 MODEL_CONFIGS: dict[str, dict[str, Any]] = {
     "small_cnn": {**_SMALL, "first_conv": "stem.0", "pool_size": (32, 32)},
+    "small_resnet": {
+        **_SMALL, "mean": CIFAR_MEAN, "std": CIFAR_STD, "first_conv": "stem.0", "pool_size": (4, 4),
+    },
     "small_transformer": {**_SMALL, "first_conv": "patch_embed.proj", "fixed_input_size": True},
-}
+}  # fmt: skip
 """Their configurations, in timm's format."""
 
 
@@ -116,12 +127,13 @@ def input_config(name: str, image_size: int | None = None, stem: str | None = No
     entry = find_model(name)
     takes = entry.backbone.takes
     if not entry.timm:
-        takes = InputConfig(32)
+        cfg = MODEL_CONFIGS[entry.name]
+        takes = InputConfig(cfg["input_size"][-1], cfg["mean"], cfg["std"])
     elif takes is None:
         import timm
 
-        cfg = timm.get_pretrained_cfg(entry.timm)
+        timm_cfg = timm.get_pretrained_cfg(entry.timm)
         takes = InputConfig(224)
-        if cfg is not None:
-            takes = InputConfig(int(cfg.input_size[-1]), tuple(cfg.mean), tuple(cfg.std))
+        if timm_cfg is not None:
+            takes = InputConfig(int(timm_cfg.input_size[-1]), tuple(timm_cfg.mean), tuple(timm_cfg.std))
     return takes._replace(size=image_size or (32 if stem == "cifar" else takes.size))

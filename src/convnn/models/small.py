@@ -1,4 +1,4 @@
-"""Two networks small enough to train in seconds: the ones that ``convnn demo`` walks the spectrum with."""
+"""Networks small enough for a CPU: the two of ``convnn demo``, and a residual one for 32 x 32 images."""
 
 from __future__ import annotations
 
@@ -10,31 +10,22 @@ from .. import _checks as checks
 from ..errors import invalid, missing_extra
 
 
-class SmallConvNet(nn.Module):
-    """A stem convolution and ``depth`` 3x3 convolutions at full resolution, global pooling, one linear layer.
+class _SmallNet(nn.Module):
+    """A stem, a body, pooling over the map, and one linear layer, with the methods that timm's models have.
 
-    x ``(B, in_channels, H, W)`` -> logits ``(B, num_classes)``; ``global_pool`` is ``"avg"``, or ``""`` for the map
-    itself (without classes). Only ``body`` is meant to be swapped: the stem sees raw pixels, and one grey value has no
-    direction that a cosine could compare.
-
-    >>> import torch
-    >>> SmallConvNet(in_channels=1)(torch.zeros(2, 1, 8, 8)).shape
-    torch.Size([2, 10])
+    x ``(B, in_channels, H, W)`` -> logits ``(B, num_classes)``; ``global_pool`` is the name of the pooling, or ``""``
+    for the map itself (without classes).
     """
 
-    global_pool: str = "avg"
+    pooling = "avg"
+    scale = 1.0
 
-    def __init__(
-        self, *, in_channels: int = 3, num_classes: int = 10, width: int = 32, depth: int = 2, global_pool: str = "avg"
-    ) -> None:
+    def __init__(self, stem: nn.Module, body: nn.Module, features: int, *, num_classes: int, global_pool: str) -> None:
         super().__init__()
-        for argument, value in (("in_channels", in_channels), ("width", width)):
-            checks.whole(argument, value, fix="raise it")
         checks.whole("num_classes", num_classes, at_least=0)
-        self.stem = _block(in_channels, width)
-        self.body = nn.Sequential(*(_block(width, width) for _ in range(depth)))
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.num_features = self.head_hidden_size = width
+        self.stem, self.body = stem, body
+        self.pool = nn.AdaptiveMaxPool2d(1) if self.pooling == "max" else nn.AdaptiveAvgPool2d(1)
+        self.num_features = self.head_hidden_size = features
         self.reset_classifier(num_classes, global_pool)
 
     def get_classifier(self) -> nn.Module:
@@ -44,32 +35,103 @@ class SmallConvNet(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the last layer by one for ``num_classes`` classes; 0 leaves the pooled features, or the map."""
         pool = self.global_pool if global_pool is None else global_pool
-        checks.name("global_pool", pool, ("avg", ""))
+        checks.name("global_pool", pool, (self.pooling, ""))
         if num_classes and not pool:
-            raise invalid("global_pool", "'avg' where there are classes", repr(pool), "use it, or num_classes=0")
+            raise invalid(
+                "global_pool", f"{self.pooling!r} where there are classes", repr(pool), "use it, or num_classes=0"
+            )
         self.num_classes, self.global_pool = num_classes, pool
         first = next(self.parameters())
         factory: dict[str, Any] = {"device": first.device, "dtype": first.dtype}
         self.head = nn.Linear(self.num_features, num_classes, **factory) if num_classes else nn.Identity()
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Return the last feature map ``(B, width, H, W)`` of x ``(B, in_channels, H, W)``."""
+        """Return the last feature map ``(B, num_features, H', W')`` of x ``(B, in_channels, H, W)``."""
         features: Tensor = self.body(self.stem(x))
         return features
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Return the logits of a feature map, or with ``pre_logits`` its mean ``(B, width)``."""
+        """Return the logits of a feature map, or with ``pre_logits`` its pooled features ``(B, num_features)``."""
         pooled: Tensor = self.pool(x).flatten(1) if self.global_pool else x
-        return pooled if pre_logits else self.head(pooled)
+        if pre_logits or not self.num_classes:
+            return pooled
+        logits: Tensor = self.head(pooled)
+        return logits if self.scale == 1 else logits * self.scale
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits ``(B, num_classes)`` of x ``(B, in_channels, H, W)``."""
         return self.forward_head(self.forward_features(x))
 
 
-def _block(in_channels: int, out_channels: int) -> nn.Sequential:
+class SmallConvNet(_SmallNet):
+    """A stem convolution and ``depth`` 3x3 convolutions at full resolution, average pooling, one linear layer.
+
+    x ``(B, in_channels, H, W)`` -> logits ``(B, num_classes)``. Only ``body`` is meant to be replaced: the stem sees
+    raw pixels, and one grey value has no direction that a cosine could compare.
+
+    >>> import torch
+    >>> SmallConvNet(in_channels=1)(torch.zeros(2, 1, 8, 8)).shape
+    torch.Size([2, 10])
+    """
+
+    def __init__(
+        self, *, in_channels: int = 3, num_classes: int = 10, width: int = 32, depth: int = 2, global_pool: str = "avg"
+    ) -> None:
+        for argument, value in (("in_channels", in_channels), ("width", width)):
+            checks.whole(argument, value, fix="raise it")
+        body = nn.Sequential(*(_block(width, width) for _ in range(depth)))
+        super().__init__(_block(in_channels, width), body, width, num_classes=num_classes, global_pool=global_pool)
+
+
+class SmallResNet(_SmallNet):
+    """A residual network for 32 x 32 images: the network of the recipe ``cifar10_fast``.
+
+    x ``(B, in_channels, H, W)`` -> logits ``(B, num_classes)``, H and W at least 8. A 4x4 convolution of stride 2, then
+    three stages of ``width``, ``2 width`` and ``4 width`` channels at 1/2, 1/4 and 1/8 of the resolution, each of a 3x3
+    convolution and a residual 3x3 convolution; maximum pooling and one linear layer, whose results are divided by 8.
+    The six 3x3 convolutions, ``body``, have stride 1 and padding 1.
+
+    >>> import torch
+    >>> SmallResNet(width=8)(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 10])
+    """
+
+    pooling = "max"
+    scale = 0.125
+
+    def __init__(
+        self, *, in_channels: int = 3, num_classes: int = 10, width: int = 48, global_pool: str = "max"
+    ) -> None:
+        for argument, value in (("in_channels", in_channels), ("width", width)):
+            checks.whole(argument, value, fix="raise it")
+        first = nn.Conv2d(in_channels, width, 4, stride=2, padding=1, bias=False)
+        stem = nn.Sequential(first, nn.BatchNorm2d(width), nn.GELU())
+        stages = [_stage(width, width), nn.MaxPool2d(2), _stage(width, 2 * width), nn.MaxPool2d(2)]
+        body = nn.Sequential(*stages, _stage(2 * width, 4 * width))
+        super().__init__(stem, body, 4 * width, num_classes=num_classes, global_pool=global_pool)
+
+
+class _Residual(nn.Module):
+    """The input plus a block of it."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x + block(x)``."""
+        y: Tensor = x + self.block(x)
+        return y
+
+
+def _stage(in_channels: int, out_channels: int) -> nn.Sequential:
+    residual = _Residual(_block(out_channels, out_channels, nn.GELU()))
+    return nn.Sequential(_block(in_channels, out_channels, nn.GELU()), residual)
+
+
+def _block(in_channels: int, out_channels: int, activation: nn.Module | None = None) -> nn.Sequential:
     conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU())
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), activation or nn.ReLU())
 
 
 def small_transformer(
