@@ -17,6 +17,7 @@ class _SmallNet(nn.Module):
     for the map itself (without classes).
     """
 
+    global_pool: str = ""
     pooling = "avg"
     scale = 1.0
 
