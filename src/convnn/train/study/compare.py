@@ -49,7 +49,7 @@ def compare(runs: Sequence[str], *, baseline: str = "", metric: str = "test_accu
     Args:
         runs: folders of runs, folders that hold runs at any depth, or glob patterns of such folders. The variant of a
             run is the name of its folder, of the folder above where that is ``seed-<n>``.
-        baseline: name of a variant, or its beginning up to a comma or slash; the first if left out.
+        baseline: name of a variant; the first if left out.
         metric: ``test_accuracy``, ``test_loss``, ``val_accuracy`` or ``val_loss``, of the epoch that was chosen.
 
     Returns:
