@@ -140,6 +140,7 @@ def test_the_lowest_versions_are_those_of_pyproject():
             "cli": ["jsonargparse[signatures]>=4.36"],
             "vision": ["convnn[cli]", "timm>=1.0.12"],
             "train": ["convnn[vision]"],
+            "study": [],
             "export": ["onnx>=1.18"],
             "dev": ["ruff>=0.9"],
         },

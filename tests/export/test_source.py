@@ -147,7 +147,7 @@ def test_what_is_no_checkpoint_is_refused(run, tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("best.ckpt", b"no zip file"), ("best.ckpt", None), ("result.json", b"{}"), ("result.json", b"{")],
+    [("best.ckpt", None), ("result.json", b"{}"), ("result.json", b"{")],
 )
 def test_a_damaged_run_is_named(run, tmp_path, name, content) -> None:
     import shutil
@@ -161,6 +161,18 @@ def test_a_damaged_run_is_named(run, tmp_path, name, content) -> None:
     ) as refused:
         load_source(copied)
     assert "\n" not in str(refused.value)
+
+
+def test_an_altered_checkpoint_is_named(run, tmp_path) -> None:
+    import shutil
+
+    copied = shutil.copytree(run, tmp_path / "run")
+    (copied / "best.ckpt").write_bytes(b"no zip file")
+    with pytest.raises(ConvNNError, match=r"^checkpoint: .*best.ckpt', whose SHA-256 is another one"):
+        load_source(copied)
+    (copied / "best.ckpt.sha256").unlink()
+    with pytest.raises(ConvNNError, match=r"^checkpoint: expected the best.ckpt of a run, with its settings"):
+        load_source(copied)
 
 
 def test_a_checkpoint_of_another_model_is_named(run, tmp_path) -> None:

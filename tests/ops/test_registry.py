@@ -13,7 +13,7 @@ from convnn.ops.linear import linear
 from convnn.ops.registry import PLAIN_FORMS, kernel, owned
 from convnn.ops.sampled import sampled_mix
 
-from .conftest import OPERATORS
+from ..operators import OPERATORS
 
 NAMES = {name.partition("::")[2] for name in torch._C._dispatch_get_all_op_names() if name.startswith("convnn::")}
 

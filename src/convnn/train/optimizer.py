@@ -17,7 +17,7 @@ try:
     from timm.scheduler import create_scheduler_v2
     from timm.scheduler.scheduler import Scheduler
 except ImportError as error:
-    raise missing_extra("timm", "vision") from error
+    raise missing_extra("timm", "train") from error
 
 NORMS = (nn.modules.batchnorm._BatchNorm,)
 """Layers that change in training without a gradient: their running statistics."""
