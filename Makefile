@@ -69,7 +69,7 @@ tables: setup ## write the tables of README.md, docs/benchmarks.md and results/R
 	@$(BIN)/python tools/tables.py
 
 clean: ## remove what the other targets wrote, but keep .venv
-	@rm -rf demo runs studies dist build site htmlcov .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf demo runs dist build site htmlcov .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find src tests benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 clean-venv: ## remove .venv and .venv-lowest
