@@ -8,6 +8,8 @@ from collections.abc import Generator
 import pytest
 import torch
 
+from .slow import slow_ones
+
 
 @pytest.fixture(autouse=True)
 def _same_random_numbers() -> None:
@@ -25,3 +27,11 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
         return (yield)
     finally:
         sys.settrace(trace)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is slow by the table of ``slow.py``."""
+    slow = slow_ones([item.nodeid for item in items])
+    for item in items:
+        if item.nodeid in slow:
+            item.add_marker(pytest.mark.slow)

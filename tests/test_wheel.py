@@ -41,7 +41,7 @@ def test_it_has_every_file_of_the_package_and_no_other(wheel: zipfile.ZipFile) -
     found = {name for name in wheel.namelist() if not name.startswith(INFO)}
     assert found == expected
     # Of the copy above nothing is missing that is there: modules, pages, their style, and the mark of the types.
-    assert {"convnn/__init__.py", "convnn/py.typed", "convnn/demo/report.html", "convnn/demo/report.css"} <= found
+    assert {"convnn/__init__.py", "convnn/py.typed", "convnn/demo/report.html", "convnn/_utils/page.css"} <= found
 
 
 def test_it_has_the_command_the_licence_and_the_requirements(wheel: zipfile.ZipFile) -> None:

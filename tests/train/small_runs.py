@@ -54,7 +54,7 @@ class RandomData(LightningDataModule):
 
     def __init__(self, settings, *, takes, say=None, sizes=(41, 12, 12)):
         super().__init__()
-        self.settings = settings
+        self.settings, self.takes, self.skipped = settings, takes, {}
         self.classes = [str(number) for number in range(CLASSES)]
         generator = torch.Generator().manual_seed(0)
         self.splits = {}
