@@ -165,7 +165,7 @@ def test_texts_of_a_study_are_escaped(study, tmp_path):
         (("sweep",), "study: expected a value, got none"),
         (("sweep", "vgg11_k", "--cpus", "0"), "--cpus: expected a number above 0, got 0"),
         (("sweep", "vgg11_k", "--gpus", "1.5"), "--gpus: expected a share of one GPU, or a whole number, got 1.5"),
-        (("sweep", "vgg11_kk"), "study: expected one of 'resnet50_imagenet_layers'"),
+        (("sweep", "vgg11_kk"), "study: expected one of 'cifar10_layers'"),
     ],
 )
 def test_wrong_options_are_one_line(arguments, message, capsys):
