@@ -28,7 +28,7 @@ setup: ## create or update .venv (the other targets do it by themselves)
 demo: setup ## train the whole spectrum on real digits and write demo/report.html (up to 3 minutes)
 	@$(BIN)/convnn demo $(ARGS)
 
-test: setup ## run the tests and doctests but the slow ones on 2 cores, coverage at least 95% (under 8 minutes)
+test: setup ## run the tests and doctests but the slow ones on 2 cores, coverage at least 95% (about 12 minutes)
 	@echo "Running the tests in $(JOBS) processes ..."
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not slow" $(COVERAGE) $(ARGS)
 
