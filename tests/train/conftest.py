@@ -5,6 +5,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from .small_runs import use_tiny_runs
+
 
 def write_digits(folder, *, start, count, classes=(0, 1, 2)):
     digits = load_digits()
@@ -31,3 +33,9 @@ def split_images(tmp_path_factory):
     for split, start, count in (("train", 0, 100), ("val", 100, 60), ("test", 160, 80)):
         write_digits(folder / split, start=start, count=count)
     return folder
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Runs on random images that are made in memory."""
+    use_tiny_runs(monkeypatch)

@@ -10,17 +10,12 @@ from convnn.train import TrainSettings
 from convnn.train.module import Classifier
 from convnn.train.run import train
 
-from .small_runs import TINY, in_fork, in_forks, kill_self, resume, run, use_tiny_runs, weights
+from .small_runs import TINY, in_fork, in_forks, kill_self, resume, run, weights
 from .test_run import same
 
 TWO = {"devices": "2", "strategy": "ddp"}
 PLAIN = {**TINY, "layer": "conv", "augment": "none", "epochs": 2, "ema": 0.5, "clip_grad": 1.0}
 """Without anything that draws or that depends on the other images of a batch."""
-
-
-@pytest.fixture
-def tiny(monkeypatch):
-    use_tiny_runs(monkeypatch)
 
 
 def history(out):

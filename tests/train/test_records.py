@@ -16,15 +16,10 @@ from convnn.train.module import Classifier
 from convnn.train.report import run_train
 from convnn.train.run import train
 
-from .small_runs import TINY, kill_self, run, use_tiny_runs, weights
+from .small_runs import TINY, kill_self, run, weights
 from .test_run import same, timeless
 
 PLAIN = {**TINY, "epochs": 2}
-
-
-@pytest.fixture
-def tiny(monkeypatch):
-    use_tiny_runs(monkeypatch)
 
 
 def press(monkeypatch, number, *, step=4):

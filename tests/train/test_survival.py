@@ -24,11 +24,6 @@ OFTEN = {**EVERYTHING, "checkpoint_minutes": 1e-9}
 """A checkpoint after every step."""
 
 
-@pytest.fixture
-def tiny(monkeypatch):
-    use_tiny_runs(monkeypatch)
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """The folder and the result of a run that nothing happened to, and its seconds."""

@@ -19,11 +19,6 @@ from .small_runs import TINY, RandomData, run, use_tiny_runs, weights
 PLAIN = {**TINY, "layer": "conv", "epochs": 2, "augment": "none"}
 
 
-@pytest.fixture
-def tiny(monkeypatch):
-    use_tiny_runs(monkeypatch)
-
-
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     """The folder of a run without any option."""

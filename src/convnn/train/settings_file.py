@@ -45,7 +45,7 @@ def resumed(settings: TrainSettings) -> TrainSettings:
         given, before = (_plain(getattr(one, field.name)) for one in (settings, saved))
         if field.name not in RUNTIME_ONLY and given not in (field.default, before):
             expected = f"{before!r}, as the run in {settings.out} was started"
-            raise invalid(field.name, expected, repr(given), "leave it out to resume, or start anew in another --out")
+            raise invalid(field.name, expected, repr(given), "leave it out to resume, or start again in another --out")
     return dataclasses.replace(saved, **{name: getattr(settings, name) for name in RUNTIME_ONLY})
 
 

@@ -114,6 +114,9 @@ class Killer(Source):
     def __len__(self):
         return 4
 
+    def name(self, index):
+        return "killed.png"
+
     def read(self, index, mode):
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -100,6 +100,7 @@ def _search_group(points: Points, k: int, stable: bool) -> Tensor:
     """Return the indices ``(n, k)`` for queries of one sample: by products, in float64 where needed, by differences."""
     index = fake_search(points.query, k)[0]
     unsettled = torch.arange(index.shape[0], device=index.device)
+    # Features in float64 have one round, with the longer list.
     for dtype, more in {points.query.dtype: _MORE, torch.float64: k + 16}.items():
         part = points.rows(0, unsettled)
         centre = _centre(part.query)

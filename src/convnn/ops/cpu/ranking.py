@@ -15,8 +15,8 @@ from .nearest import nearest_scores
 
 # Channels summed at a time: the fewer, the less is rounded, and the slower is a product.
 _CHANNELS = 256
-# Keys further than this many times the proven reach are left out, if so large a part of them can be.
-_MARGIN, _MOST_KEPT = 1 + 2.0**-6, 0.75
+# Part of the keys that may stay near a group: to copy more of them costs more than their scores.
+_MOST_KEPT = 0.75
 # Distances held at a time where queries are compared with every key by differences.
 _TILE_ELEMENTS = 1 << 20
 
@@ -90,7 +90,9 @@ class Points(NamedTuple):
         distance = squared_distances(centre[0], self.key[0])[0].sqrt()
         allowed = distance if self.masked is None else distance.masked_fill(self.masked[0], torch.inf)
         closest = allowed.kthvalue(k + 1).values  # one more than k: each query may exclude one
-        reach = (2 * squared_distances(centre[0], self.query[0]).sqrt().amax() + closest) * _MARGIN
+        reach = 2 * squared_distances(centre[0], self.query[0]).sqrt().amax() + closest
+        # Each of these distances has a relative error below (C + 2) / 2 units of roundoff.
+        reach = reach * (1 + 2 * (self.key.shape[2] + 8) * torch.finfo(reach.dtype).eps)
         if not bool((reach > torch.finfo(reach.dtype).tiny ** 0.25) & reach.isfinite()):
             return None  # squares this small have few digits
         kept = (~(distance > reach)).nonzero().flatten()  # NaN is kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,7 +18,7 @@ from .sources import Damaged, Guarded, Samples
 OnDamaged = Callable[[Damaged], None]
 
 
-class Loader:
+class Loader(ABC):
     """The batches of one epoch, from the position that ``load_state_dict`` gave.
 
     The position is the number of batches that were yielded. The next iteration starts at a position that was loaded,
@@ -42,9 +43,9 @@ class Loader:
             self.position += 1
             yield batch
 
+    @abstractmethod
     def _from(self, first: int) -> Iterator[Batch]:
         """Yield the batches from number ``first`` on."""
-        raise NotImplementedError
 
 
 class SizedLoader(Loader):

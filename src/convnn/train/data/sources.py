@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from .folders import ImageFile
 from .transforms import ToBytes, ToTensor
 
 
-class Source:
+class Source(ABC):
     """Images of one origin.
 
     Attributes:
@@ -28,16 +29,17 @@ class Source:
     labels: Tensor | None = None
     fingerprint: str | None = None
 
+    @abstractmethod
     def __len__(self) -> int:
-        raise NotImplementedError
+        """Return the number of images."""
 
+    @abstractmethod
     def name(self, index: int) -> str:
-        """Return what an error calls an image."""
-        raise NotImplementedError
+        """Return the name of an image in errors."""
 
+    @abstractmethod
     def read(self, index: int, mode: str) -> tuple[Any, int]:
         """Return a PIL image in ``mode`` (``"RGB"`` or ``"L"``), and its label; raises ConvNNError if it is damaged."""
-        raise NotImplementedError
 
 
 class Files(Source):
