@@ -19,7 +19,6 @@ average when a row began: above the number of threads, other programs ran at the
 import argparse
 import json
 import os
-import resource
 import shlex
 import statistics
 import subprocess
@@ -187,9 +186,16 @@ def extra_memory(tokens: int, k: int | None) -> float:
     trainer.tokens = min(64, tokens)  # a short sequence loads what is loaded once, and makes the optimiser's state
     trainer()
     trainer.tokens = tokens
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew; ru_maxrss would begin with the parent's
+    before = resident("VmRSS")
     trainer()
-    return round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, 1)
+    return round(resident("VmHWM") - before, 1)
+
+
+def resident(name: str) -> float:
+    """Return the resident memory of this process (VmRSS) or its peak (VmHWM) in MiB; Linux has both."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
 
 
 def fresh(job: str, tokens: int, ks: list[int | None]) -> Any:

@@ -114,6 +114,11 @@ def test_a_start_goes_on_behind_the_record(monkeypatch, tmp_path):
         start(monkeypatch, path)
 
 
+def test_memory_is_that_of_the_step_alone():
+    torch.zeros(100 << 20)  # a peak of 400 MiB, and freed
+    assert 1 < recall.extra_memory(1024, None) < 300
+
+
 @pytest.mark.slow
 def test_fresh_processes_measure():
     (full, nearest) = recall.fresh("time", 64, [None, 4])
