@@ -28,6 +28,12 @@ RECORD = "build.json"
 COMMAND = "python -m convnn.native"
 COMPILERS = ("cc", "gcc", "clang")
 COMMON = ("dispatch", "parallel")
+PLATFORMS = {
+    "manylinux_2_17_x86_64": "x86_64-linux-gnu.2.17",
+    "manylinux_2_17_aarch64": "aarch64-linux-gnu.2.17",
+    "macosx_11_0_arm64": "aarch64-macos.11.0",
+}
+"""Platforms of wheels, and what ziglang calls them."""
 LEVELS = {
     "baseline": (),
     "avx2": ("-mavx2", "-mfma"),
@@ -60,7 +66,7 @@ class Built:
         return f"The native library was compiled by {self.compiler}, levels {', '.join(self.levels)}."
 
 
-class _Failed(Exception):
+class _CompilerError(Exception):
     """The compiler is missing, or refuses; the message says what it said."""
 
 
@@ -80,8 +86,8 @@ def sources_digest(sources: Path = SOURCES) -> str:
     64
     """
     files = [*sorted(sources.glob("*.[ch]")), Path(__file__)]
-    text = b"\0".join(part for path in files for part in (path.name.encode(), path.read_bytes().replace(b"\r\n", b"\n")))
-    return hashlib.sha256(text).hexdigest()
+    texts = [path.read_bytes().replace(b"\r\n", b"\n") for path in files]  # the same in a checkout of any system
+    return hashlib.sha256(b"\0".join([*(path.name.encode() for path in files), *texts])).hexdigest()
 
 
 def read_record(folder: Path = FOLDER) -> Built | None:
@@ -120,13 +126,13 @@ def build(folder: Path = FOLDER, *, target: str | None = None, skip: str | None 
         made = Path(scratch) / library_name(target)
         try:
             if skip is not None:
-                raise _Failed(skip)
+                raise _CompilerError(skip)
             command, built.compiler = find_compiler(Path(scratch))
             if target is not None:
                 command += ["-target", target]
             _link(command, _compile_all(command, Path(scratch), built), made, target)
             built.library = made.name
-        except _Failed as error:
+        except _CompilerError as error:
             built.reason, built.levels, built.left_out = str(error), [], {}
         _put(built, made, folder)
     return built
@@ -135,11 +141,13 @@ def build(folder: Path = FOLDER, *, target: str | None = None, skip: str | None 
 def find_compiler(scratch: Path) -> tuple[list[str], str]:
     """Return the command of a C compiler that works, and its version. Raises where there is none."""
     if sys.platform == "win32":
-        raise _Failed("there is no native library for Windows")
+        raise _CompilerError("there is no native library for Windows")
     given = os.environ.get("CC", "").strip()
     commands = [shlex.split(given)] if given else [[name] for name in COMPILERS]
     if not any(shutil.which(command[0]) for command in commands):
-        raise _Failed(f"CC is {given!r}, which was not found" if given else "no C compiler (cc, gcc, clang) was found")
+        raise _CompilerError(
+            f"CC is {given!r}, which was not found" if given else "no C compiler (cc, gcc, clang) was found"
+        )
     refused, trial = "", scratch / "trial.c"
     trial.write_text("int convnn_trial;\n")
     for command in commands:
@@ -150,7 +158,7 @@ def find_compiler(scratch: Path) -> tuple[list[str], str]:
         if version.returncode == 0 and works.returncode == 0:
             return _with_portable_code(command), _version(version.stdout, command)
         refused = refused or f"{shlex.join(command)}: {_said(works if works.returncode else version)}"
-    raise _Failed(refused)
+    raise _CompilerError(refused)
 
 
 def _version(text: str, command: Sequence[str]) -> str:
@@ -167,11 +175,11 @@ def _with_portable_code(command: list[str]) -> list[str]:
 def _compile_all(command: Sequence[str], scratch: Path, built: Built) -> list[Path]:
     """Compile what is common and every level that this compiler can; return the objects."""
     objects = []
-    for level in LEVELS:
+    for level, options in LEVELS.items():
         try:
-            objects.append(compile_unit(command, f"level_{level}", scratch, options=LEVELS[level]))
+            objects.append(compile_unit(command, f"level_{level}", scratch, options=options))
             built.levels.append(level)
-        except _Failed as error:
+        except _CompilerError as error:
             if level == "baseline":
                 raise
             built.left_out[level] = str(error)
@@ -205,7 +213,7 @@ def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
 def _checked(command: Sequence[str]) -> None:
     done = _run(command)
     if done.returncode:
-        raise _Failed(_said(done))
+        raise _CompilerError(_said(done))
 
 
 def _said(done: subprocess.CompletedProcess[str]) -> str:
@@ -237,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=FOLDER, help="the folder that it goes into; default: the package")
     given = parser.parse_args(arguments)
     if given.if_changed and is_current(given.out):
-        print("The native library is up to date.")
+        print("The native library is compiled (it is up to date).")
         return 0
     built = build(given.out)
     print(built)

@@ -35,10 +35,17 @@ class _Loaded(NamedTuple):
     reason: str | None
 
 
-_loaded: _Loaded | None = None
-_loading = threading.Lock()  # two threads must not load it at once
-_forked = False
-_off = ""  # the reason why at_level("off") says that there is no library
+class _State:
+    """What this process has of the library."""
+
+    def __init__(self) -> None:
+        self.loaded: _Loaded | None = None
+        self.loading = threading.Lock()  # two threads must not load it at once
+        self.forked = False
+        self.off = ""  # the reason that at_level("off") gives
+
+
+_state = _State()
 
 
 def why_not() -> str | None:
@@ -49,7 +56,7 @@ def why_not() -> str | None:
     >>> (why_not() is None) == (level() is not None)
     True
     """
-    return _off or _load().reason
+    return _state.off or _load().reason
 
 
 def library() -> ctypes.CDLL:
@@ -66,7 +73,7 @@ def library() -> ctypes.CDLL:
     True
     """
     found = _load().library
-    if found is None or _off:
+    if found is None or _state.off:
         raise invalid("the native library", "one that can be used", "none", f"{why_not()}; use another implementation")
     if torch_addresses() == (None, None):
         found.convnn_set_threads(torch.get_num_threads())
@@ -80,7 +87,7 @@ def level() -> str | None:
     True
     """
     found = _load().library
-    return None if found is None or _off else found.convnn_level().decode()
+    return None if found is None or _state.off else found.convnn_level().decode()
 
 
 def levels() -> dict[str, str | None]:
@@ -90,7 +97,9 @@ def levels() -> dict[str, str | None]:
     ['baseline', 'avx2', 'avx512', 'neon']
     """
     found, reason = _load()
-    return {name: _off or reason or (found and _why_no_level(found, name)) for name in LEVELS}
+    if found is None or _state.off:
+        return dict.fromkeys(LEVELS, _state.off or reason)
+    return {name: _why_no_level(found, name) for name in LEVELS}
 
 
 @contextmanager
@@ -101,26 +110,24 @@ def at_level(name: str) -> Iterator[None]:
     ...     why_not()
     "at_level('off')"
     """
-    global _off
-    found, before_off = _load().library, _off
+    found, before_off = _load().library, _state.off
     before = found.convnn_level().decode() if found else None
     try:
-        _off = "at_level('off')" if name == "off" else ""
+        _state.off = "at_level('off')" if name == "off" else ""
         if name != "off":
             _use(library(), name, "name")
         yield
     finally:
-        _off = before_off
+        _state.off = before_off
         if found and before:
             _use(found, before, "name")
 
 
 def _load() -> _Loaded:
-    global _loaded
-    if _loaded is None:
-        with _loading:
-            _loaded = _loaded or _load_once()
-    return _loaded
+    if _state.loaded is None:
+        with _state.loading:
+            _state.loaded = _state.loaded or _load_once()
+    return _state.loaded
 
 
 def _load_once() -> _Loaded:
@@ -135,7 +142,7 @@ def _load_once() -> _Loaded:
             raise invalid(VARIABLE, "'auto' or 'off' without the library", repr(wanted), reason or "")
         return _Loaded(None, reason)
     parallel_for, get_num_threads = torch_addresses()
-    found.convnn_use_torch(None if _forked else parallel_for, get_num_threads)
+    found.convnn_use_torch(None if _state.forked else parallel_for, get_num_threads)
     usable = [name for name in LEVELS if _why_no_level(found, name) is None]
     _use(found, usable[-1] if wanted == "auto" else wanted, VARIABLE)
     return _Loaded(found, None)
@@ -202,10 +209,9 @@ def torch_addresses() -> tuple[int | None, int | None]:
 
 def _after_fork() -> None:
     """Leave PyTorch's threads in a child: GNU's OpenMP waits for ever for those of the parent, which are not there."""
-    global _forked, _loading
-    _forked, _loading = True, threading.Lock()
-    if _loaded is not None and _loaded.library is not None:
-        _loaded.library.convnn_use_torch(None, torch_addresses()[1])
+    _state.forked, _state.loading = True, threading.Lock()
+    if _state.loaded is not None and _state.loaded.library is not None:
+        _state.loaded.library.convnn_use_torch(None, torch_addresses()[1])
 
 
 if hasattr(os, "register_at_fork"):
