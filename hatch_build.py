@@ -38,9 +38,8 @@ class NativeLibraryHook(BuildHookInterface):
             raise ValueError(f"CONVNN_BUILD_PLATFORM: expected one of {allowed}, got {platform!r}; or leave it out")
         self.scratch = "" if editable else tempfile.mkdtemp(prefix="convnn-")
         folder = source if editable else Path(self.scratch)
-        skip = "CONVNN_BUILD_NATIVE is 0" if os.environ.get("CONVNN_BUILD_NATIVE") == "0" else None
         try:
-            built = build.build(folder, target=build.PLATFORMS.get(platform), skip=skip)
+            built = build.build(folder, target=build.PLATFORMS.get(platform))
         except OSError as error:  # a full disk, a folder that cannot be written
             self.app.display_warning(f"The native library was not compiled ({error}): convnn runs in plain PyTorch.")
             return

@@ -3,6 +3,6 @@
 ``csrc`` has its sources, ``build`` compiles them, and without the library every operator runs in plain PyTorch.
 """
 
-from .loading import at_level, level, levels, library, why_not
+from .loading import at_level, level, levels, library, on_torch_threads, why_not
 
-__all__ = ["at_level", "level", "levels", "library", "why_not"]
+__all__ = ["at_level", "level", "levels", "library", "on_torch_threads", "why_not"]

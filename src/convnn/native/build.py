@@ -3,8 +3,8 @@
 The standard library only, and nothing of convnn: pip's build loads this file by its path. What was done, or why
 nothing was, is in ``build.json`` beside the library.
 
-Environment variables: ``CC``, the compiler (also of several words: ``python -m ziglang cc``), and ``CONVNN_CFLAGS``,
-options for it in addition to ours (``-fsanitize=address -g``).
+Environment variables: ``CC``, the compiler (also of several words: ``python -m ziglang cc``); ``CONVNN_CFLAGS``,
+options for it in addition to ours (``-fsanitize=address -g``); ``CONVNN_BUILD_NATIVE=0``, to compile nothing.
 """
 
 from __future__ import annotations
@@ -113,20 +113,19 @@ def is_current(folder: Path = FOLDER) -> bool:
     return there and record is not None and record.sources == sources_digest()
 
 
-def build(folder: Path = FOLDER, *, target: str | None = None, skip: str | None = None) -> Built:
+def build(folder: Path = FOLDER, *, target: str | None = None) -> Built:
     """Compile the library into a folder, and write the record beside it. Without a compiler there is only the record.
 
     Args:
         folder: where both go.
         target: the system to compile for, as ziglang names it; ``CC`` must be ``python -m ziglang cc`` then.
-        skip: the reason not to compile at all, for the record.
     """
     built = Built(sources_digest())
     with tempfile.TemporaryDirectory(prefix="convnn-") as scratch:
         made = Path(scratch) / library_name(target)
         try:
-            if skip is not None:
-                raise _CompilerError(skip)
+            if os.environ.get("CONVNN_BUILD_NATIVE") == "0":
+                raise _CompilerError("CONVNN_BUILD_NATIVE is 0")
             command, built.compiler = find_compiler(Path(scratch))
             if target is not None:
                 command += ["-target", target]

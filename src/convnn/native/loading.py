@@ -102,6 +102,15 @@ def levels() -> dict[str, str | None]:
     return {name: _why_no_level(found, name) for name in LEVELS}
 
 
+def on_torch_threads() -> bool:
+    """Return True if the kernels run on PyTorch's threads: where it lends them, but not after a fork.
+
+    >>> on_torch_threads() in (True, False)
+    True
+    """
+    return torch_addresses()[0] is not None and not _state.forked
+
+
 @contextmanager
 def at_level(name: str) -> Iterator[None]:
     """Let the whole process use another level, or none with ``"off"``, until the block ends. For tests and timings.
