@@ -27,6 +27,8 @@ Shape = tuple[int, ...]
 
 PLAIN_FORMS: dict[Any, Callable[..., Any]] = {}
 """The plain form of every operator: as decompositions for ``ExportedProgram.run_decompositions``."""
+_SHAPES: dict[Any, tuple[Callable[..., Any], Callable[..., int]]] = {}
+"""The fake and the FLOP formula of every operator."""
 
 
 def define(
@@ -47,7 +49,30 @@ def define(
         backward: the gradients of all arguments, from ``ctx`` and those of the results; None for no gradient. The
             arguments are in ``ctx.saved_tensors`` and ``ctx.settings``, tensors first.
     """
-    name, run = plain.__name__.removeprefix("plain_"), _returning_new_tensors(portable or plain)
+    name = plain.__name__.removeprefix("plain_")
+    return _define(name, plain, _returning_new_tensors(portable or plain), fake, flops, backward)
+
+
+def twin(
+    op: Callable[P, R], run: Callable[P, R], *, prefix: str, backward: Callable[..., Any] | None = None
+) -> Callable[P, R]:
+    """Define and return an operator that means the same as another and is run by another function.
+
+    Its name is that of the other one behind ``prefix``; its plain form, fake and FLOP formula are the same.
+    """
+    overload = cast(Any, op)._opoverload
+    plain, (fake, flops) = PLAIN_FORMS[overload], _SHAPES[overload]
+    return _define(prefix + overload._opname, plain, _returning_new_tensors(run), fake, flops, backward)
+
+
+def _define(
+    name: str,
+    plain: Callable[..., Any],
+    run: Callable[..., Any],
+    fake: Callable[..., Any],
+    flops: Callable[..., int],
+    backward: Callable[..., Any] | None,
+) -> Any:
     schema = torch.library.infer_schema(plain, mutates_args=())
     op = torch.library.custom_op(f"{NAMESPACE}::{name}", run, mutates_args=(), schema=schema)
     op.register_fake(fake)
@@ -56,8 +81,8 @@ def define(
     else:
         _register_gradient(op, backward)
     _register_flops(op, flops)
-    PLAIN_FORMS[op._opoverload] = plain
-    return cast(Callable[P, R], op)
+    PLAIN_FORMS[op._opoverload], _SHAPES[op._opoverload] = plain, (fake, flops)
+    return op
 
 
 def kernel(op: Callable[..., Any], device_type: str) -> Callable[[F], F]:

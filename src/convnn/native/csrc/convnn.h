@@ -9,6 +9,43 @@
 /* What functions return that can fail. */
 enum { CONVNN_OK = 0, CONVNN_NO_MEMORY = 1, CONVNN_NO_THREADS = 2 };
 
+enum { CONVNN_MOST_K = 32 };
+
+/* A search: the k keys with the largest <query, key> + bias, equal ones lowest index first. Strides of a tensor
+ * (B, rows, C) in elements; every other array is contiguous, and NULL where there is none. */
+struct convnn_search {
+    int64_t batch, queries, keys, channels, k;
+    const float *query, *key;
+    const float *bias;     /* (B, keys) */
+    const uint8_t *masked; /* (B, keys): 1 for keys that may not be chosen */
+    const int64_t *skip;   /* (queries): one more such key per query, or -1 */
+    int64_t *index;        /* (B, queries, k), the result */
+    int64_t query_stride[3], key_stride[3];
+};
+
+/* A search by Euclidean distance: the smallest factor^2 |query - key|^2 + |query_position - key_position|^2. */
+struct convnn_euclidean {
+    int64_t batch, queries, keys, channels, axes, k;
+    const float *query, *key;                   /* (B, queries, C), (B, keys, C) */
+    const float *factor;                        /* (B); read where there are axes */
+    const float *query_position, *key_position; /* (queries, axes), (keys, axes) */
+    const uint8_t *masked;
+    const int64_t *skip;
+    int64_t *index;
+};
+
+/* Aggregation by slot matrices: result[n] = sum over m < k of rho[n,m] W_m value[index[n,m]], and its gradients, of which
+ * those that are NULL are not computed. */
+struct convnn_slots {
+    int64_t batch, queries, values, channels, out, k;
+    const float *value, *weight, *rho, *grad; /* (B, values, C), (out, C, k), (B, queries, k), (B, queries, out) */
+    const int64_t *index;                     /* (B, queries, k) */
+    float *result;                            /* (B, queries, out) */
+    float *grad_value, *grad_weight, *grad_rho;
+    int64_t value_stride[3], weight_stride[3], grad_stride[3], result_stride[3];
+    int64_t grad_value_stride[3], grad_weight_stride[3];
+};
+
 /* ------------------------------------------------------------------------------------------------------- the kernels
  * KERNEL(name, parameters, arguments): a function `int convnn_name parameters`. It returns one of the values above.
  * Every level has its own, written once in the headers that kernels.h includes; signatures.py repeats the types for
@@ -16,7 +53,11 @@ enum { CONVNN_OK = 0, CONVNN_NO_MEMORY = 1, CONVNN_NO_THREADS = 2 };
 #define CONVNN_KERNELS(KERNEL)                                                                                         \
     /* out[r] = sum over c of a[r,c] b[r,c], for row-major matrices */                                                 \
     KERNEL(row_dots, (const float *a, const float *b, float *out, int64_t rows, int64_t columns),                      \
-           (a, b, out, rows, columns))
+           (a, b, out, rows, columns))                                                                                 \
+    KERNEL(search, (const struct convnn_search *problem), (problem))                                                   \
+    KERNEL(search_euclidean, (const struct convnn_euclidean *problem), (problem))                                      \
+    KERNEL(slot_mix, (const struct convnn_slots *problem), (problem))                                                  \
+    KERNEL(slot_mix_backward, (const struct convnn_slots *problem), (problem))
 
 #define CONVNN_DECLARE(name, parameters, arguments) CONVNN_API int convnn_##name parameters;
 CONVNN_KERNELS(CONVNN_DECLARE)
