@@ -56,7 +56,7 @@ def test_without_a_compiler_the_package_works_and_says_so(tmp_path):
     )
     said = run("-c", code, PYTHONPATH=str(copy.parent)).stdout.splitlines()
     assert said[:2] == [str(copy / "__init__.py"), "4"]
-    assert said[2] == f"None it is not compiled: {reason}; then run python -m convnn.native"
+    assert said[2] == f"None it is not compiled: {reason}; to try again, run python -m convnn.native"
 
 
 def test_a_compiler_that_is_named_is_the_only_one_that_is_tried(monkeypatch, tmp_path):

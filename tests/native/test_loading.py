@@ -108,7 +108,7 @@ def test_reasons(tmp_path, monkeypatch):
 
     run = "run python -m convnn.native"
     assert loading._open(tmp_path).reason == f"it is not compiled; {run}"
-    assert reason(sources="", reason="no compiler") == f"it is not compiled: no compiler; then {run}"
+    assert reason(sources="", reason="no compiler") == f"it is not compiled: no compiler; to try again, {run}"
     stale = reason(sources="", library="_convnn.so")
     assert stale == f"it is compiled from other sources than those of this version; {run}"
     (tmp_path / "_convnn.so").write_text("no library")
