@@ -1,7 +1,7 @@
 """Make the wheels of a release: `python tools/wheels.py [--out dist] [PLATFORM ...]`, by default all of them.
 
 Wanted are the packages hatchling and ziglang, whose C compiler compiles for every platform. Each wheel is checked: its
-name, its library, and that the library asks for no newer glibc than its name says and for no runtime of another language.
+name, its library, and that the library asks for no newer glibc than its name says and for no other runtime.
 """
 
 from __future__ import annotations
@@ -19,9 +19,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PURE = "any"
 FOLDER = "convnn/native"
-LEVELS = {"x86_64": ["baseline", "avx2", "avx512"], "aarch64": ["baseline", "neon"], "arm64": ["baseline", "neon"]}
+LEVELS = {
+    "manylinux_2_17_x86_64": ["baseline", "avx2", "avx512"],
+    "manylinux_2_17_aarch64": ["baseline", "neon"],
+    "macosx_11_0_arm64": ["baseline", "neon"],
+}
+PLATFORMS = (*LEVELS, PURE)
 UNWANTED = re.compile(rb"libgomp|libomp|libiomp|libstdc\+\+|libc\+\+|libgcc_s")
-PLATFORMS = ("manylinux_2_17_x86_64", "manylinux_2_17_aarch64", "macosx_11_0_arm64", PURE)
 
 
 def make(platform: str, out: Path) -> Path:
@@ -48,8 +52,8 @@ def faults(wheel: Path) -> list[str]:
         if len(names) != 1:
             return [f"expected one library, got {names}"]
         library = content.read(names[0])
-    levels = LEVELS[platform.rpartition("_")[2] if platform.endswith("64") and "x86" not in platform else "x86_64"]
-    bad = [] if record["levels"] == levels else [f"expected the levels {levels}, got {record['levels']}"]
+    same = record["levels"] == LEVELS[platform]
+    bad = [] if same else [f"expected the levels {LEVELS[platform]}, got {record['levels']}"]
     bad += [f"it needs {name.decode()}" for name in sorted(set(UNWANTED.findall(library)))]
     allowed = re.match(r"manylinux_(\d+)_(\d+)_", platform)
     if allowed:

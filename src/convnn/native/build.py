@@ -66,7 +66,7 @@ class Built:
         return f"The native library was compiled by {self.compiler}, levels {', '.join(self.levels)}."
 
 
-class _CompilerError(Exception):
+class CompilerError(Exception):
     """The compiler is missing, or refuses; the message says what it said."""
 
 
@@ -79,13 +79,13 @@ def library_name(target: str | None = None) -> str:
     return "_convnn.dylib" if ("macos" in target if target else sys.platform == "darwin") else "_convnn.so"
 
 
-def sources_digest(sources: Path = SOURCES) -> str:
+def sources_digest() -> str:
     """Return the SHA-256 of the C sources and of this file, which has their options.
 
     >>> len(sources_digest())
     64
     """
-    files = [*sorted(sources.glob("*.[ch]")), Path(__file__)]
+    files = [*sorted(SOURCES.glob("*.[ch]")), Path(__file__)]
     texts = [path.read_bytes().replace(b"\r\n", b"\n") for path in files]  # the same in a checkout of any system
     return hashlib.sha256(b"\0".join([*(path.name.encode() for path in files), *texts])).hexdigest()
 
@@ -125,13 +125,13 @@ def build(folder: Path = FOLDER, *, target: str | None = None) -> Built:
         made = Path(scratch) / library_name(target)
         try:
             if os.environ.get("CONVNN_BUILD_NATIVE") == "0":
-                raise _CompilerError("CONVNN_BUILD_NATIVE is 0")
+                raise CompilerError("CONVNN_BUILD_NATIVE is 0")
             command, built.compiler = find_compiler(Path(scratch))
             if target is not None:
                 command += ["-target", target]
             _link(command, _compile_all(command, Path(scratch), built), made, target)
             built.library = made.name
-        except _CompilerError as error:
+        except CompilerError as error:
             built.reason, built.levels, built.left_out = str(error), [], {}
         _put(built, made, folder)
     return built
@@ -140,11 +140,11 @@ def build(folder: Path = FOLDER, *, target: str | None = None) -> Built:
 def find_compiler(scratch: Path) -> tuple[list[str], str]:
     """Return the command of a C compiler that works, and its version. Raises where there is none."""
     if sys.platform == "win32":
-        raise _CompilerError("there is no native library for Windows")
+        raise CompilerError("there is no native library for Windows")
     given = os.environ.get("CC", "").strip()
     commands = [shlex.split(given)] if given else [[name] for name in COMPILERS]
     if not any(shutil.which(command[0]) for command in commands):
-        raise _CompilerError(
+        raise CompilerError(
             f"CC is {given!r}, which was not found" if given else "no C compiler (cc, gcc, clang) was found"
         )
     refused, trial = "", scratch / "trial.c"
@@ -157,7 +157,7 @@ def find_compiler(scratch: Path) -> tuple[list[str], str]:
         if version.returncode == 0 and works.returncode == 0:
             return _with_portable_code(command), _version(version.stdout, command)
         refused = refused or f"{shlex.join(command)}: {_said(works if works.returncode else version)}"
-    raise _CompilerError(refused)
+    raise CompilerError(refused)
 
 
 def _version(text: str, command: Sequence[str]) -> str:
@@ -178,7 +178,7 @@ def _compile_all(command: Sequence[str], scratch: Path, built: Built) -> list[Pa
         try:
             objects.append(compile_unit(command, f"level_{level}", scratch, options=options))
             built.levels.append(level)
-        except _CompilerError as error:
+        except CompilerError as error:
             if level == "baseline":
                 raise
             built.left_out[level] = str(error)
@@ -212,7 +212,7 @@ def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
 def _checked(command: Sequence[str]) -> None:
     done = _run(command)
     if done.returncode:
-        raise _CompilerError(_said(done))
+        raise CompilerError(_said(done))
 
 
 def _said(done: subprocess.CompletedProcess[str]) -> str:

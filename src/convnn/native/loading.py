@@ -162,7 +162,7 @@ def _open(folder: Path) -> _Loaded:
     if record is None:
         return _Loaded(None, f"it is not compiled; run {build.COMMAND}")
     if record.library is None:
-        return _Loaded(None, f"it is not compiled: {record.reason}; then run {build.COMMAND}")
+        return _Loaded(None, f"it is not compiled: {record.reason}; to try again, run {build.COMMAND}")
     if record.sources != build.sources_digest():
         return _Loaded(None, f"it is compiled from other sources than those of this version; run {build.COMMAND}")
     try:
