@@ -161,13 +161,31 @@ def test_the_types_of_ctypes_are_those_of_the_header():
     assert {name for name, _, _ in kernels} == set(signatures.KERNELS)
     types = {"int64_t": ctypes.c_int64, "int": ctypes.c_int, "float": ctypes.c_float, "double": ctypes.c_double}
     for name, parameters, arguments in kernels:
-        declared = [re.fullmatch(r"(?:const )?(\w+) (\*?)\w+", part.strip()) for part in parameters.split(",")]
+        declared = [
+            re.fullmatch(r"(?:const )?(?:struct )?(\w+) (\*?)\w+", part.strip()) for part in parameters.split(",")
+        ]
         wanted = tuple(signatures.POINTER if part[2] else types[part[1]] for part in declared)
         assert signatures.KERNELS[name] == wanted, name
         assert [part.split()[-1].lstrip("*") for part in parameters.split(",")] == re.findall(r"\w+", arguments)
     functions = re.findall(r"CONVNN_API (?:const )?\w+ \*?convnn_(\w+)\(([^)]*)\)", header)
     found = {name: 0 if text == "void" else text.count(",") + 1 for name, text in functions}
     assert found == {name: len(arguments) for name, (_, arguments) in signatures.CONTROLS.items()}
+
+
+def test_the_structures_of_ctypes_are_those_of_the_header():
+    header = re.sub(r"/\*.*?\*/", " ", (build.SOURCES / "convnn.h").read_text(), flags=re.DOTALL)
+    structures = dict(re.findall(r"struct convnn_(\w+) \{(.*?)\};", header, flags=re.DOTALL))
+    assert set(structures) == set(signatures.STRUCTURES)
+    for name, body in structures.items():
+        fields = []
+        for line in filter(str.strip, body.split(";")):
+            kind, names = re.fullmatch(r"\s*(?:const )?(\w+) (.*)", line, flags=re.DOTALL).groups()
+            for field in names.split(","):
+                pointer, array = "*" in field, "[3]" in field
+                number = signatures._STRIDES if array else signatures.SIZE
+                assert pointer or kind == "int64_t", (name, field)
+                fields.append((field.strip(" *\n").removesuffix("[3]"), signatures.POINTER if pointer else number))
+        assert signatures.STRUCTURES[name]._fields_ == fields
 
 
 @pytest.mark.skipif(not X86 or shutil.which("qemu-x86_64") is None, reason="needs qemu-x86_64")

@@ -25,7 +25,9 @@ class Native(Implementation):
         if absent is not None:
             return f"the native library is not used: {absent}"
         search, gather = problem
-        return (search and _why_not_search(search)) or (gather and _why_not_gather(gather, alone=search is None)) or None
+        return (
+            (search and _why_not_search(search)) or (gather and _why_not_gather(gather, alone=search is None)) or None
+        )
 
     def search(self, problem: Search) -> Neighbors:
         """Find the k neighbours of every query."""

@@ -21,7 +21,9 @@ class _Problem(ctypes.Structure):
 
     @staticmethod
     def _number(value: Any) -> Any:
-        return value.data_ptr() if isinstance(value, Tensor) else _STRIDES(*value) if isinstance(value, tuple) else value
+        return (
+            value.data_ptr() if isinstance(value, Tensor) else _STRIDES(*value) if isinstance(value, tuple) else value
+        )
 
 
 def _fields(sizes: str, pointers: str, strides: str = "") -> list[tuple[str, Any]]:
@@ -32,9 +34,7 @@ def _fields(sizes: str, pointers: str, strides: str = "") -> list[tuple[str, Any
 class SearchProblem(_Problem):
     """``struct convnn_search``."""
 
-    _fields_ = _fields(
-        "batch queries keys channels k", "query key bias masked skip index", "query_stride key_stride"
-    )
+    _fields_ = _fields("batch queries keys channels k", "query key bias masked skip index", "query_stride key_stride")
 
 
 class EuclideanProblem(_Problem):

@@ -1,7 +1,7 @@
 """The native forms of the operators: twins of the same meaning, which the C library runs on CPUs.
 
-Sums are in float32; half-precision values are converted. On other devices, and where a program reaches a machine without
-the library, the operator itself runs.
+Sums are in float32; half-precision values are converted. On other devices, and where a program reaches a machine
+without the library, the operator itself runs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .. import native
 from ..native.signatures import EuclideanProblem, SearchProblem, SlotsProblem, address
 from .euclidean import nearest_euclidean
 from .nearest import fake_search, nearest
-from .registry import backward_of, twin
+from .registry import backward_of, kernel, twin
 from .slots import empty_gradients, gradient_by, plain_slot_mix_backward, slot_mix, slot_mix_backward
 
 MOST_K = 32
@@ -31,10 +31,12 @@ def _native(op: Callable[P, R], form: Callable[P, R], backward: Callable[..., An
 
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         first = args[0]
-        here = isinstance(first, Tensor) and first.device.type == "cpu" and first.dtype != torch.float64
-        return (form if here and native.why_not() is None else op)(*args, **kwargs)
+        takes = isinstance(first, Tensor) and first.dtype != torch.float64
+        return (form if takes and native.why_not() is None else op)(*args, **kwargs)
 
-    return twin(op, run, prefix="native_", backward=backward)
+    native_op = twin(op, op, prefix="native_", backward=backward)
+    kernel(native_op, "cpu")(run)
+    return native_op
 
 
 def _float(x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -27,8 +27,17 @@ Shape = tuple[int, ...]
 
 PLAIN_FORMS: dict[Any, Callable[..., Any]] = {}
 """The plain form of every operator: as decompositions for ``ExportedProgram.run_decompositions``."""
-_SHAPES: dict[Any, tuple[Callable[..., Any], Callable[..., int]]] = {}
-"""The fake and the FLOP formula of every operator."""
+
+
+class _Meaning(NamedTuple):
+    """What an operator computes, whatever runs it."""
+
+    plain: Callable[..., Any]
+    fake: Callable[..., Any]
+    flops: Callable[..., int]
+
+
+_MEANINGS: dict[Any, _Meaning] = {}
 
 
 def define(
@@ -50,7 +59,7 @@ def define(
             arguments are in ``ctx.saved_tensors`` and ``ctx.settings``, tensors first.
     """
     name = plain.__name__.removeprefix("plain_")
-    return _define(name, plain, _returning_new_tensors(portable or plain), fake, flops, backward)
+    return cast(Callable[P, R], _define(name, _Meaning(plain, fake, flops), portable or plain, backward))
 
 
 def twin(
@@ -61,27 +70,20 @@ def twin(
     Its name is that of the other one behind ``prefix``; its plain form, fake and FLOP formula are the same.
     """
     overload = cast(Any, op)._opoverload
-    plain, (fake, flops) = PLAIN_FORMS[overload], _SHAPES[overload]
-    return _define(prefix + overload._opname, plain, _returning_new_tensors(run), fake, flops, backward)
+    return cast(Callable[P, R], _define(prefix + overload._opname, _MEANINGS[overload], run, backward))
 
 
-def _define(
-    name: str,
-    plain: Callable[..., Any],
-    run: Callable[..., Any],
-    fake: Callable[..., Any],
-    flops: Callable[..., int],
-    backward: Callable[..., Any] | None,
-) -> Any:
+def _define(name: str, meaning: _Meaning, run: Callable[..., Any], backward: Callable[..., Any] | None) -> Any:
+    plain, fake, flops = meaning
     schema = torch.library.infer_schema(plain, mutates_args=())
-    op = torch.library.custom_op(f"{NAMESPACE}::{name}", run, mutates_args=(), schema=schema)
+    op = torch.library.custom_op(f"{NAMESPACE}::{name}", _returning_new_tensors(run), mutates_args=(), schema=schema)
     op.register_fake(fake)
     if backward is None:
         op.register_vmap(_one_by_one(op))
     else:
         _register_gradient(op, backward)
     _register_flops(op, flops)
-    PLAIN_FORMS[op._opoverload], _SHAPES[op._opoverload] = plain, (fake, flops)
+    PLAIN_FORMS[op._opoverload], _MEANINGS[op._opoverload] = plain, meaning
     return op
 
 

@@ -107,6 +107,10 @@ def _backward_flops(
     return total if rho is None else total + _projection_flops(value, weight) + pairs_flops(grad, value, index)
 
 
+def _slot_mix_backward() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    return slot_mix_backward
+
+
 slot_mix = define(
     plain_slot_mix,
     portable=in_tiles(
@@ -114,7 +118,7 @@ slot_mix = define(
     ),
     fake=lambda value, weight, index, rho, groups: value.new_empty(value.shape[0], index.shape[1], weight.shape[0]),
     flops=_flops,
-    backward=gradient_by(lambda: slot_mix_backward),
+    backward=gradient_by(_slot_mix_backward),
 )
 slot_mix_backward = define(
     plain_slot_mix_backward,

@@ -89,7 +89,7 @@ static double embed(const struct convnn_euclidean *p, int64_t image, const float
 /* Return the median of one coordinate of some keys: any centre is right, and one among most of the keys is best. */
 static double middle(const struct convnn_euclidean *p, int64_t image, int64_t c) {
     enum { SOME = 15 };
-    float sorted[SOME];
+    float sorted[SOME] = {0};
     int count = p->keys < SOME ? (int)p->keys : SOME;
     for (int i = 0; i < count; i++) {
         int64_t key = i * p->keys / count;
