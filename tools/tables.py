@@ -170,12 +170,42 @@ def memory() -> str:
     return table(["samples", "tokens", *(f"{side}, MiB" for side in sides)], rows)
 
 
+def recall() -> str:
+    """Return the table of associative recall: what each attention reached, and what a step costs."""
+    made, rows = record("recall-cpu"), []
+    for cost in made["costs"]:
+        runs = [run for run in made["runs"] if (run["tokens"], run["k"]) == (cost["tokens"], cost["k"])]
+        low, high = cost["ratio_range"]
+        reached = [
+            f"not in {run['steps']:,}" if run["steps_to_99"] is None else f"{run['steps_to_99']:,}" for run in runs
+        ]
+        rows.append([
+            f"{cost['tokens']:,}",
+            "full" if cost["k"] is None else f"k = {cost['k']}",
+            ", ".join(f"{100 * run['accuracy']:.1f}" for run in runs),
+            ", ".join(reached),
+            f"{cost['seconds']:.2f}",
+            "" if cost["k"] is None else f"{number(cost['ratio'])} ({number(low)} to {number(high)})",
+            f"{cost['extra_mib']:,.0f}",
+        ])  # fmt: skip
+    head = [
+        "tokens",
+        "attention",
+        "accuracy, % (a run each)",
+        "steps to 99 %",
+        "seconds a step",
+        "seconds / full",
+        "MiB",
+    ]
+    return table(head, rows)
+
+
 def records() -> str:
     """Return the list of all records: when, where and by which command each was made."""
     rows = []
     for path in sorted((ROOT / "results").glob("*.json")):
         made = record(path.stem)
-        where = f"{made['processor']}, {made['instructions']}, {made['threads']} threads"
+        where = f"{made['processor']}, {made['instructions']}, {made['threads']} thread{'s' * (made['threads'] > 1)}"
         rows.append([f"`{path.name}`", made["date"], where, f"torch {made['torch']}", f"`{made['command']}`"])
     return table(["record", "date", "machine", "version", "command"], rows)
 
@@ -194,6 +224,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "sharing": lambda: by_case("shared search", "depthwise", "sum"),
     "resnet50": resnet50,
     "memory": memory,
+    "recall": recall,
     "records": records,
 }
 

@@ -241,7 +241,7 @@ def test_without_timm_there_are_the_small_networks():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     names, layer, error = done.stdout.splitlines()
-    assert names == "['small_cnn', 'small_resnet', 'small_transformer'] False"
+    assert names == "['small_cnn', 'small_resnet', 'small_transformer', 'small_vit'] False"
     assert layer == "hybrid"
     assert error.startswith(
         'timm is not installed, and this needs it; in the source folder of convnn run: pip install ".[vision]"'

@@ -26,7 +26,7 @@ def test_what_models_take():
 
 
 def test_our_models_are_listed_first():
-    assert list_models()[:3] == ["small_cnn", "small_resnet", "small_transformer"]
+    assert list_models()[:4] == ["small_cnn", "small_resnet", "small_transformer", "small_vit"]
     assert list_models("resnet50_*")[:2] == ["resnet50_conv", "resnet50_convnn_all"]
     assert "resnet50" in list_models()
 

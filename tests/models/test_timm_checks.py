@@ -185,7 +185,8 @@ def test_configurations_of_timm(name, options):
 @pytest.mark.parametrize(
     "name",
     ["vgg11", "published_vgg11", "vgg11_conv", "vgg11_convnn_all", "vgg11_hybrid_blend_coordinates",
-     "resnet50_hybrid_all", "vit_tiny_convnn_all", "small_cnn", "small_resnet", "small_transformer"],
+     "resnet50_hybrid_all", "vit_tiny_convnn_all", "small_cnn", "small_resnet", "small_transformer",
+     "small_vit"],
 )  # fmt: skip
 def test_timm_s_registry_says_the_same(name):
     with torch.device("meta"):

@@ -16,7 +16,7 @@ from convnn.train.run import train
 from ..command_line import run
 
 RECIPES = [recipe.name for recipe in list_recipes()]
-ATTENTIVE = ("vit_tiny_cifar10", "vit_tiny_cifar100", "vit_base_imagenet", "imagenet_deit")
+ATTENTIVE = ("cifar10_vit", "vit_tiny_cifar10", "vit_tiny_cifar100", "vit_base_imagenet", "imagenet_deit")
 LARGE = ("imagenet_a2", "imagenet_deit", "resnet50_imagenet", "vgg11_cifar10", "vit_base_imagenet", "vit_tiny_cifar10")
 CLASSES = {"vgg11_cifar10": 10, "vgg11_cifar100": 100, "vit_tiny_cifar10": 10, "vit_tiny_cifar100": 100}
 PARAMETERS = {
@@ -40,8 +40,9 @@ def small(images, out, *more):
 
 
 def test_there_is_a_recipe_for_every_published_network_and_the_modern_ones():
-    expected = {"cifar10_fast", "imagenet_a2", "imagenet_deit", "finetune", "resnet50_imagenet", "vit_base_imagenet"}
-    assert expected | set(CLASSES) == set(RECIPES)
+    ours = {"cifar10_fast", "cifar10_vit"}
+    expected = {"imagenet_a2", "imagenet_deit", "finetune", "resnet50_imagenet", "vit_base_imagenet"}
+    assert ours | expected | set(CLASSES) == set(RECIPES)
 
 
 @pytest.mark.parametrize("recipe", [*list_recipes(), *list_studies()], ids=lambda recipe: recipe.name)
@@ -72,7 +73,7 @@ def test_each_trains_a_small_network_for_two_steps(name, images, tmp_path):
     assert result["settings"]["weight_decay"] == load_recipe(name).settings["weight_decay"]
 
 
-@pytest.mark.parametrize("name", ["cifar10_fast", "finetune"])
+@pytest.mark.parametrize("name", ["cifar10_fast", "cifar10_vit", "finetune"])
 def test_small_ones_train_their_own_network(name, images, tmp_path):
     size = ["--image-size", "32"]
     assert train(settings(name, *small(images, tmp_path / "run", *size)))["status"] == "finished"

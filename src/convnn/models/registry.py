@@ -26,6 +26,13 @@ def _small_resnet(*, num_classes: int, in_channels: int, image_size: int, global
     return SmallResNet(num_classes=num_classes, in_channels=in_channels, global_pool=global_pool)
 
 
+def _small_vit(*, num_classes: int, in_channels: int, image_size: int, global_pool: str = "avg") -> nn.Module:
+    return small_transformer(
+        num_classes=num_classes, in_channels=in_channels, image_size=image_size, patch=max(2, image_size // 8),
+        width=96, depth=4, global_pool=global_pool,
+    )  # fmt: skip
+
+
 def _small_transformer(*, num_classes: int, in_channels: int, image_size: int, global_pool: str = "avg") -> nn.Module:
     patch = max(2, image_size // 8)
     return small_transformer(
@@ -37,6 +44,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "small_cnn": _small_cnn,
     "small_resnet": _small_resnet,
     "small_transformer": _small_transformer,
+    "small_vit": _small_vit,
 }
 """Our own models; each builder takes ``num_classes``, ``in_channels``, ``image_size`` and ``global_pool``."""
 
@@ -48,6 +56,9 @@ MODEL_CONFIGS: dict[str, dict[str, Any]] = {
         **_SMALL, "mean": CIFAR_MEAN, "std": CIFAR_STD, "first_conv": "stem.0", "pool_size": (4, 4),
     },
     "small_transformer": {**_SMALL, "first_conv": "patch_embed.proj", "fixed_input_size": True},
+    "small_vit": {
+        **_SMALL, "mean": CIFAR_MEAN, "std": CIFAR_STD, "first_conv": "patch_embed.proj", "fixed_input_size": True,
+    },
 }  # fmt: skip
 """Their configurations, in timm's format."""
 
