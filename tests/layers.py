@@ -32,8 +32,8 @@ from convnn.impl import choose
 
 
 def runs_anything(impl: str) -> bool:
-    """Return whether an implementation can run a plain search and gather, of no limit case."""
-    x = torch.zeros(1, 4, 2)
+    """Return whether an implementation can run a plain search and gather, of no limit case, in float64."""
+    x = torch.zeros(1, 4, 2, dtype=torch.float64)
     try:
         explain_choice(x, x, x, k=2, impl=impl)
     except ConvNNError:

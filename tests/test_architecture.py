@@ -27,6 +27,7 @@ LEVELS = {
     "_precision": 0,
     "_tracing": 0,
     "_checks": 1,
+    "native": 1,
     "ops": 1,
     "_options": 1,
     "_resolve": 1,
@@ -46,6 +47,7 @@ LEVELS = {
     "explain": 5,
     "bench": 5,
     "export": 5,
+    "_info": 5,
     "testing": 5,
     "arguments": 6,
     "cli": 6,
@@ -56,7 +58,8 @@ SEES = {
     "maps": ("errors",),
     "types": ("errors", "maps"),
     "_precision": (),
-    "ops": ("ops", "_precision"),
+    "native": ("native",),
+    "ops": ("ops", "native", "_precision"),
     "_tracing": (),
     "_options": ("_checks",),
     "_resolve": ("_checks", "_options"),
@@ -68,7 +71,7 @@ SEES = {
     "testing": (),
 }
 # Internal, though their names have no underscore: docs/reference.md lists them.
-INTERNAL = {"arguments", "cli", "impl", "ops", "stages", "bench", "demo"}
+INTERNAL = {"arguments", "cli", "impl", "native", "ops", "stages", "bench", "demo"}
 OPTIONAL_FROM = 5  # the first level that may use anything but the standard library and torch
 
 MAX_FILE_LINES = 300
@@ -465,6 +468,7 @@ def test_internal_modules_begin_with_an_underscore():
 def violations(module: str, source: str) -> list[str]:
     """Level violations of one module in a small tree."""
     names = ("", "types", "errors", "_checks", "stages", "stages.select", "stages.geometry", "impl", "impl.dense")
+    names += ("native", "native.build", "native.loading")
     names += ("ops", "ops.nearest", "ops.cpu", "ops.cpu.topk", "_utils", "_utils.modules")
     names += ("impl.choose", "impl.reference", "knn", "nn", "nn.convnn")
     names += ("_convert", "models", "cli", "testing")
@@ -491,6 +495,8 @@ def violations(module: str, source: str) -> list[str]:
         ("impl", "from .dense import search"),
         ("impl.dense", "from ..ops.cpu.topk import top"),
         ("ops.nearest", "from .cpu import topk"),
+        ("native.loading", "from ..ops.nearest import nearest"),
+        ("native.loading", "from .._checks import shape"),
         ("knn", "from .impl import dense"),
         ("knn", "def f():\n    from .stages.select import topk"),
         ("nn.convnn", "from ..impl.choose import choose_impl"),
@@ -520,6 +526,8 @@ def test_levels_can_fail(module, source):
             "from ..stages import select, geometry\nfrom .._checks import shape\nfrom ..ops.nearest import nearest",
         ),
         ("ops", "from .cpu import topk"),
+        ("ops.nearest", "from .. import native"),
+        ("native.loading", "from ..errors import invalid\nfrom . import build\nimport ctypes, torch"),
         ("ops.cpu.topk", "from ..nearest import nearest\nfrom . import network"),
         (
             "impl.choose",

@@ -42,6 +42,10 @@ def project(tmp_path, monkeypatch):
     monkeypatch.setattr(venv, "pip_command", lambda root, python: ["pip"])
     monkeypatch.setattr(venv, "run_with_heartbeat", pip)
     monkeypatch.setattr(venv, "SMOKE", "pass")
+    native = tmp_path / "src/convnn/native/build.py"
+    native.parent.mkdir(parents=True)
+    native.write_text("import sys, pathlib\npathlib.Path('compiled').write_text(' '.join(sys.argv[1:]))\n")
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(venv, "ROOT", tmp_path)
     return tmp_path, calls
 
@@ -65,6 +69,18 @@ def test_a_change_updates_it(project, name):
     venv.main()
     assert venv.is_ready(root)
     assert calls == ["create", "pip", "pip"]
+
+
+def test_every_run_compiles_what_has_changed(project, capfd):
+    root, _ = project
+    for _ in range(2):  # with the installation, and without
+        venv.main()
+        assert (root / "compiled").read_text() == "--if-changed"
+        (root / "compiled").unlink()
+    assert "Careful" not in capfd.readouterr().out
+    (root / "src/convnn/native/build.py").write_text("raise SystemExit(1)")
+    venv.main()
+    assert "Careful: the native library could not be compiled" in capfd.readouterr().out
 
 
 def test_a_moved_folder_is_not_ready(project):

@@ -1,8 +1,9 @@
 """Make .venv ready, or see that it is: `python3 tools/venv.py`. The Makefile calls this before every target.
 
 Ready means: a stamp, written last, holds the hash of requirements.lock, pyproject.toml and this folder's path.
-An install that was cut off leaves a mark instead of a stamp, and the next run starts over. Standard library only,
-and syntax that an old Python reads, so that it can say that it is too old.
+An install that was cut off leaves a mark instead of a stamp, and the next run starts over. The native library is
+compiled by the install, and again here where its sources have changed since. Standard library only, and syntax that an
+old Python reads, so that it can say that it is too old.
 """
 
 import hashlib
@@ -138,10 +139,18 @@ def install(root, python):
     say(".venv is ready (%d s)." % (time.monotonic() - start))
 
 
+def compile_native(root):
+    """Compile the native library unless it is there, made of the sources as they are; without a compiler say so."""
+    script = root / "src" / "convnn" / "native" / "build.py"
+    if subprocess.run([str(root / ".venv/bin/python"), str(script), "--if-changed"], check=False).returncode:
+        say("Careful: the native library could not be compiled; convnn runs in plain PyTorch.")
+
+
 def main():
     """Check, wait for another make that is installing, install if needed."""
     if is_ready(ROOT):
         say("Using .venv (it is up to date).")
+        compile_native(ROOT)
         return
     python = wanted_python()
     if python is None:
@@ -159,6 +168,7 @@ def main():
             fcntl.flock(lock, fcntl.LOCK_EX)
         if not is_ready(ROOT):
             install(ROOT, python)
+        compile_native(ROOT)
 
 
 if __name__ == "__main__":

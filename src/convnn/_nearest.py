@@ -1,38 +1,71 @@
-"""The search of bounded memory, by custom operators, for the implementations that share it."""
+"""The search and the aggregation of bounded memory, by custom operators, for the implementations that share them."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import _plan as plan
-from ._precision import search_dtype, without_autocast
-from .ops.bags import pair_distance, pair_product
+from ._precision import autocast_dtype, search_dtype, without_autocast
+from .ops import short_softmax
+from .ops.bags import bag_sum, pair_distance, pair_product
 from .ops.euclidean import nearest_euclidean
+from .ops.native import native_nearest, native_nearest_euclidean, native_slot_mix
 from .ops.nearest import nearest
+from .ops.slots import slot_mix
 from .stages import select, similarity
-from .types import Neighbors, Search
+from .types import Gather, Neighbors, Search
 
 
-def neighbors(problem: Search) -> Neighbors:
+class Operators(NamedTuple):
+    """The operators of one kind: what they compute is the same."""
+
+    nearest: Callable[..., Tensor]
+    nearest_euclidean: Callable[..., Tensor]
+    slot_mix: Callable[..., Tensor]
+
+
+PLAIN = Operators(nearest, nearest_euclidean, slot_mix)
+NATIVE = Operators(native_nearest, native_nearest_euclidean, native_slot_mix)
+
+
+def neighbors(problem: Search, operators: Operators = PLAIN) -> Neighbors:
     """Find the k neighbours of every query, some queries at a time."""
     if problem.similarity == "spatial":
         return plan.search_spatial(problem)
     with without_autocast(problem.query.device):
         compared, self_index = plan.compared(problem), plan.query_positions(problem)
         with torch.no_grad():
-            index = _select(problem, compared, plan.candidate_table(problem, self_index), self_index)
+            index = _select(problem, compared, plan.candidate_table(problem, self_index), self_index, operators)
         if not problem.need_similarity:
             return plan.without_similarity(problem, index)
         pairs = similarity.pairwise(compared, index, problem.scale, product=pair_product, distance=pair_distance)
         return plan.in_slot_order(problem, pairs, index)
 
 
+def gather(problem: Gather, found: Neighbors, operators: Operators = PLAIN) -> Tensor:
+    """Aggregate neighbours by weighted sums of rows: ``(B, N, C_out)``."""
+    rho = plan.rho_with_dropout(problem, found.similarity, short_softmax)
+    if problem.weight is None:
+        value = problem.value
+        mixed: Tensor = bag_sum(value, found.index, None if rho is None else rho.to(value.dtype))
+    else:
+        dtype = autocast_dtype(problem.value)
+        value, weight = problem.value.to(dtype), problem.weight.to(dtype)
+        rho = None if rho is None else rho.to(dtype)
+        mixed = operators.slot_mix(value, weight, found.index, rho, problem.groups)
+    return mixed if problem.bias is None else mixed + problem.bias.to(mixed.dtype)
+
+
 def among_candidates(problem: Search) -> Tensor:
     """Find the neighbours other than the query itself: indices ``(B, N, k - 1)`` into the list of candidates."""
     with without_autocast(problem.query.device), torch.no_grad():
         self_index = plan.query_positions(problem)
-        return _among_all(problem, plan.compared(problem), plan.candidate_table(problem, self_index).keys, self_index)
+        keys = plan.candidate_table(problem, self_index).keys
+        return _among_all(problem, plan.compared(problem), keys, self_index, PLAIN)
 
 
 def among_tokens(problem: Search, candidates: Tensor) -> Tensor:
@@ -41,22 +74,30 @@ def among_tokens(problem: Search, candidates: Tensor) -> Tensor:
     with without_autocast(problem.query.device), torch.no_grad():
         self_index = plan.query_positions(problem)
         compared = similarity.Compared(problem.query.to(dtype), candidates.to(dtype), str(problem.similarity))
-        return _among_listed(problem, compared, plan.candidate_table(problem, self_index).keys, self_index)
+        return _among_listed(problem, compared, plan.candidate_table(problem, self_index).keys, self_index, PLAIN)
 
 
 def _select(
-    problem: Search, compared: similarity.Compared, table: plan.CandidateTable, self_index: Tensor | None
+    problem: Search,
+    compared: similarity.Compared,
+    table: plan.CandidateTable,
+    self_index: Tensor | None,
+    operators: Operators,
 ) -> Tensor:
     if table.keys is not None and table.keys.dim() == 2:
         return plan.select_neighbors(problem, _window_scores(problem, compared, table.keys), table, self_index)
     self_index = self_index if problem.include_self else None
-    listed = _among_all(problem, compared, table.keys, self_index)
+    listed = _among_all(problem, compared, table.keys, self_index, operators)
     index = listed if table.keys is None else table.keys[listed]
     return index if self_index is None else select.with_self_first(self_index, index)
 
 
 def _among_all(
-    problem: Search, compared: similarity.Compared, keys: Tensor | None, self_index: Tensor | None
+    problem: Search,
+    compared: similarity.Compared,
+    keys: Tensor | None,
+    self_index: Tensor | None,
+    operators: Operators,
 ) -> Tensor:
     """Return indices ``(B, N, k)`` into the keys, or into those listed; without the self index, k - 1."""
     if keys is not None:  # the other keys are not compared
@@ -64,11 +105,15 @@ def _among_all(
         compared = compared._replace(
             key=compared.key.index_select(1, keys), key_position=None if position is None else position[keys]
         )
-    return _among_listed(problem, compared, keys, self_index)
+    return _among_listed(problem, compared, keys, self_index, operators)
 
 
 def _among_listed(
-    problem: Search, compared: similarity.Compared, keys: Tensor | None, self_index: Tensor | None
+    problem: Search,
+    compared: similarity.Compared,
+    keys: Tensor | None,
+    self_index: Tensor | None,
+    operators: Operators,
 ) -> Tensor:
     """Search as ``_among_all`` does, with ``compared`` of the listed keys alone."""
     masked, skip = problem.key_padding_mask, self_index
@@ -80,12 +125,12 @@ def _among_listed(
     index: Tensor
     if compared.metric in similarity.EUCLIDEAN:
         query, key, _, factor, query_position, key_position = compared
-        index = nearest_euclidean(
+        index = operators.nearest_euclidean(
             query, key, factor, query_position, key_position, masked, skip, count, problem.deterministic
         )
     else:
         query, key = similarity.embed_to_rank(compared.query, compared.key, compared.metric, problem.scale)
-        index = nearest(query, key, None, masked, skip, count, problem.deterministic)
+        index = operators.nearest(query, key, None, masked, skip, count, problem.deterministic)
     return index
 
 

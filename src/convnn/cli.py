@@ -85,6 +85,11 @@ COMMANDS = {
         "export.command:run_export",
         "write a trained model as ONNX or as a program of torch.export, and compare it with the model",
     ),
+    "info": Command(
+        "_info:InfoSettings",
+        "_info:run_info",
+        "say what is installed: versions, the native library and its levels, threads, extras",
+    ),
 }
 FIRST = (
     ("convnn demo --quick", "under 20 s: see that everything works"),

@@ -84,9 +84,16 @@ def search(case: dict[str, Any], impl: str, dtype: torch.dtype, *, oracle: bool 
     return convnn.knn_search(key if query is None else query, key, K, impl=impl, **search_options(case))
 
 
+def searchers(case: dict[str, Any], dtype: torch.dtype) -> list[str]:
+    """The implementations that can search a case; the native one takes what it has a kernel for."""
+    query, key = query_and_key(case["queries"], dtype)
+    given = {"query": query, "key": key, "value": None}
+    return [*OTHERS, *({"native"} & set(implementations(given, {**search_options(case), "k": K})))]
+
+
 def compare_neighbors(case: dict[str, Any], dtype: torch.dtype) -> None:
     expected = search(case, "reference", dtype, oracle=True)
-    for impl in OTHERS:
+    for impl in searchers(case, dtype):
         actual = search(case, impl, dtype)
         assert actual.similarity.dtype == (dtype if dtype in (torch.float32, torch.float64) else torch.float32)
         assert torch.equal(actual.index, expected.index), (impl, case)
@@ -103,6 +110,7 @@ def test_every_search(similarity, candidates):
         }  # fmt: skip
         if exists(case):
             compare_neighbors(case, torch.float64)
+            compare_neighbors(case, torch.float32)
 
 
 def tensors(case: dict[str, Any]) -> dict[str, Tensor | None]:
@@ -139,7 +147,8 @@ def implementations(given: dict[str, Tensor | None], options: dict[str, Any]) ->
     """Those that can run a problem, ``auto`` included."""
     able = []
     query = given["key"] if given["query"] is None else given["query"]
-    others = [given[name] for name in ("key", "value", "weight", "bias")]
+    others = [given.get(name) for name in ("key", "value", "weight", "bias")]
+    others[1] = given["key"] if others[1] is None else others[1]
     for impl in ("auto", *(each.name for each in IMPLEMENTATIONS)):
         try:
             convnn.explain_choice(query, *others, impl=impl, **options)

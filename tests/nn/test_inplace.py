@@ -131,7 +131,7 @@ def test_attention_layers(aggregation: str) -> None:
             assert_in_place_works(layer, torch.randn(2, 6, 8))
 
 
-@pytest.mark.parametrize("impl", ["auto", "dense", "tiled"])
+@pytest.mark.parametrize("impl", ["auto", "dense", "tiled"])  # auto: native where it can be
 def test_functionals(impl: str) -> None:
     weights = {None: 1, torch.randn(4, 2, 3): 2, torch.randn(4, 1, 3): 4}
     for (weight, groups), weighting, candidates in itertools.product(

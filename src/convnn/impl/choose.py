@@ -17,6 +17,7 @@ from .attention import Attention
 from .base import Implementation
 from .conv import Conv
 from .dense import Dense
+from .native import Native
 from .project_first import ProjectFirst
 from .reference import Reference
 from .spatial import Spatial
@@ -25,7 +26,7 @@ from .tiled import Tiled
 _log = logging.getLogger("convnn")
 
 IMPLEMENTATIONS: list[Implementation] = [
-    Conv(), Attention(), ProjectFirst(), Spatial(), Tiled(), Dense(), Reference(),
+    Conv(), Attention(), ProjectFirst(), Spatial(), Native(), Tiled(), Dense(), Reference(),
 ]  # fmt: skip
 """All implementations, in the order in which ``impl="auto"`` tries them."""
 

@@ -8,11 +8,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import _nearest as nearest
-from .. import _plan as plan
-from .._precision import autocast_dtype
-from ..ops import short_softmax
-from ..ops.bags import bag_sum
-from ..ops.slots import slot_mix
 from ..types import Gather, Neighbors, Problem, Search
 from .base import Implementation
 
@@ -34,12 +29,4 @@ class Tiled(Implementation):
 
     def gather(self, problem: Gather, neighbors: Neighbors) -> Tensor:
         """Aggregate the neighbours by weighted sums of rows."""
-        rho = plan.rho_with_dropout(problem, neighbors.similarity, short_softmax)
-        if problem.weight is None:
-            value = problem.value
-            mixed: Tensor = bag_sum(value, neighbors.index, None if rho is None else rho.to(value.dtype))
-        else:
-            dtype = autocast_dtype(problem.value)
-            value, weight = problem.value.to(dtype), problem.weight.to(dtype)
-            mixed = slot_mix(value, weight, neighbors.index, None if rho is None else rho.to(dtype), problem.groups)
-        return mixed if problem.bias is None else mixed + problem.bias.to(mixed.dtype)
+        return nearest.gather(problem, neighbors)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -27,6 +27,17 @@ Shape = tuple[int, ...]
 
 PLAIN_FORMS: dict[Any, Callable[..., Any]] = {}
 """The plain form of every operator: as decompositions for ``ExportedProgram.run_decompositions``."""
+
+
+class _Meaning(NamedTuple):
+    """What an operator computes, whatever runs it."""
+
+    plain: Callable[..., Any]
+    fake: Callable[..., Any]
+    flops: Callable[..., int]
+
+
+_MEANINGS: dict[Any, _Meaning] = {}
 
 
 def define(
@@ -47,17 +58,33 @@ def define(
         backward: the gradients of all arguments, from ``ctx`` and those of the results; None for no gradient. The
             arguments are in ``ctx.saved_tensors`` and ``ctx.settings``, tensors first.
     """
-    name, run = plain.__name__.removeprefix("plain_"), _returning_new_tensors(portable or plain)
+    name = plain.__name__.removeprefix("plain_")
+    return cast(Callable[P, R], _define(name, _Meaning(plain, fake, flops), portable or plain, backward))
+
+
+def twin(
+    op: Callable[P, R], run: Callable[P, R], *, prefix: str, backward: Callable[..., Any] | None = None
+) -> Callable[P, R]:
+    """Define and return an operator that means the same as another and is run by another function.
+
+    Its name is that of the other one behind ``prefix``; its plain form, fake and FLOP formula are the same.
+    """
+    overload = cast(Any, op)._opoverload
+    return cast(Callable[P, R], _define(prefix + overload._opname, _MEANINGS[overload], run, backward))
+
+
+def _define(name: str, meaning: _Meaning, run: Callable[..., Any], backward: Callable[..., Any] | None) -> Any:
+    plain, fake, flops = meaning
     schema = torch.library.infer_schema(plain, mutates_args=())
-    op = torch.library.custom_op(f"{NAMESPACE}::{name}", run, mutates_args=(), schema=schema)
+    op = torch.library.custom_op(f"{NAMESPACE}::{name}", _returning_new_tensors(run), mutates_args=(), schema=schema)
     op.register_fake(fake)
     if backward is None:
         op.register_vmap(_one_by_one(op))
     else:
         _register_gradient(op, backward)
     _register_flops(op, flops)
-    PLAIN_FORMS[op._opoverload] = plain
-    return cast(Callable[P, R], op)
+    PLAIN_FORMS[op._opoverload], _MEANINGS[op._opoverload] = plain, meaning
+    return op
 
 
 def kernel(op: Callable[..., Any], device_type: str) -> Callable[[F], F]:

@@ -57,7 +57,7 @@ def plain_slot_mix_backward(
     grad: Tensor, value: Tensor, weight: Tensor, index: Tensor, rho: Tensor | None, groups: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of values, slot matrices and rho (empty where rho is None)."""
-    grad_value, grad_weight, grad_rho = _empty_gradients(grad, value, weight, index, rho, groups)
+    grad_value, grad_weight, grad_rho = empty_gradients(grad, value, weight, index, rho, groups)
     grad, grad_value = grad.unflatten(2, (groups, -1)), grad_value.zero_()
     for m in range(index.shape[2]):  # slot by slot: no k-fold copy is held
         target, matrix = index[..., m : m + 1], weight[..., m].unflatten(0, (groups, -1))
@@ -71,15 +71,21 @@ def plain_slot_mix_backward(
     return grad_value, grad_weight, grad_rho
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    value, weight, index, rho = ctx.saved_tensors
-    grad_value, grad_weight, grad_rho = slot_mix_backward(grad, value, weight, index, rho, *ctx.settings)
-    return grad_value, grad_weight, None, None if rho is None else grad_rho.to(rho.dtype), None
+def gradient_by(operator: Callable[[], Callable[..., tuple[Tensor, Tensor, Tensor]]]) -> Callable[..., Any]:
+    """Return the backward pass of ``slot_mix`` that calls an operator, which is asked for at the first call."""
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        value, weight, index, rho = ctx.saved_tensors
+        grad_value, grad_weight, grad_rho = operator()(grad, value, weight, index, rho, *ctx.settings)
+        return grad_value, grad_weight, None, None if rho is None else grad_rho.to(rho.dtype), None
+
+    return backward
 
 
-def _empty_gradients(
+def empty_gradients(
     grad: Tensor, value: Tensor, weight: Tensor, index: Tensor, rho: Tensor | None, groups: int
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Return empty gradients of values, slot matrices and rho."""
     grad_rho = value.new_empty(index.shape if rho is not None else (0,))
     return torch.empty_like(value), torch.empty_like(weight), grad_rho
 
@@ -101,6 +107,10 @@ def _backward_flops(
     return total if rho is None else total + _projection_flops(value, weight) + pairs_flops(grad, value, index)
 
 
+def _slot_mix_backward() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    return slot_mix_backward
+
+
 slot_mix = define(
     plain_slot_mix,
     portable=in_tiles(
@@ -108,11 +118,11 @@ slot_mix = define(
     ),
     fake=lambda value, weight, index, rho, groups: value.new_empty(value.shape[0], index.shape[1], weight.shape[0]),
     flops=_flops,
-    backward=_backward,
+    backward=gradient_by(_slot_mix_backward),
 )
 slot_mix_backward = define(
     plain_slot_mix_backward,
-    fake=_empty_gradients,
+    fake=empty_gradients,
     flops=_backward_flops,
     backward=backward_of(plain_slot_mix_backward),
 )
