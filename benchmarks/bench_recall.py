@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from convnn import ConvNNAttention
 from convnn.bench.machine import machine
-from convnn.bench.measure import settle_allocator
+from convnn.bench.measure import forget_peak, resident, settle_allocator
 
 VALUES, WIDTH, LR = 64, 64, 3e-3
 STEP_TOKENS, HELD_OUT = 8192, 8192  # tokens of a step; queries of an evaluation
@@ -192,20 +192,13 @@ def time_steps(tokens: int, ks: list[int | None]) -> list[Record]:
     return rows
 
 
-def extra_memory(tokens: int, k: int | None) -> float:
-    """Return by how many MiB one step raises this process's largest resident memory."""
+def extra_memory(tokens: int, k: int | None) -> float | None:
+    """Return by how many MiB one step raises this process's resident memory; None where Linux does not say."""
     trainer = Trainer(tokens, k)
     trainer(min(SHORTEST, tokens) // 2)  # loads what is loaded once, and makes the optimiser's state
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew; ru_maxrss would begin with the parent's
-    before = resident("VmRSS")
+    before = forget_peak()
     trainer()
-    return round(resident("VmHWM") - before, 1)
-
-
-def resident(name: str) -> float:
-    """Return the resident memory of this process (VmRSS) or its peak (VmHWM) in MiB; Linux has both."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
+    return None if before is None else round(resident("VmHWM") - before, 1)
 
 
 def fresh(job: str, tokens: int, ks: list[int | None]) -> Any:

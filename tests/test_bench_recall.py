@@ -109,7 +109,9 @@ def test_a_start_goes_on_behind_the_record(monkeypatch, tmp_path):
         (None, 0, 2, None), (4, 0, 2, None),
     ]  # fmt: skip
     assert all(0 <= run["accuracy"] < 0.1 for run in record["runs"])
-    assert [(row["k"], row["impl"]) for row in record["costs"]] == [(None, "sdpa"), (4, "tiled")]
+    assert [row["k"] for row in record["costs"]] == [None, 4]
+    assert record["costs"][0]["impl"] == "sdpa"
+    assert record["costs"][1]["impl"] in ("tiled", "native")
     assert record["costs"][0]["ratio"] == 1
     assert all(row["seconds"] > 0 and row["extra_mib"] >= 0 for row in record["costs"])
 
