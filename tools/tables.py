@@ -171,33 +171,33 @@ def memory() -> str:
 
 
 def recall() -> str:
-    """Return the table of associative recall: what each attention reached, and what a step costs."""
-    made, rows = record("recall-cpu"), []
-    for cost in made["costs"]:
-        runs = [run for run in made["runs"] if (run["tokens"], run["k"]) == (cost["tokens"], cost["k"])]
+    """Return the table of associative recall: what each attention reached in each way of training."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for run in record("recall-cpu")["runs"]:
+        groups.setdefault((run["tokens"], run["grow"], run["lr"], run["k"]), []).append(run)
+    rows = []
+    for (tokens, grow, rate, k), runs in groups.items():
+        reached = [str(run["steps_to_99"] or f"not in {run['steps']:,}") for run in runs]
+        accuracies = ", ".join(f"{100 * run['accuracy']:.1f}" for run in runs)
+        way = "growing" if grow else "full length"
+        rows.append([f"{tokens:,}", way, f"{rate:g}", neighbours(k), accuracies, ", ".join(reached)])
+    return table(["tokens", "training", "learning rate", "attention", "accuracy, %", "steps to 99 %"], rows)
+
+
+def recall_costs() -> str:
+    """Return the table of what a training step of associative recall costs with each attention."""
+    rows = []
+    for cost in record("recall-cpu")["costs"]:
         low, high = cost["ratio_range"]
-        reached = [
-            f"not in {run['steps']:,}" if run["steps_to_99"] is None else f"{run['steps_to_99']:,}" for run in runs
-        ]
-        rows.append([
-            f"{cost['tokens']:,}",
-            "full" if cost["k"] is None else f"k = {cost['k']}",
-            ", ".join(f"{100 * run['accuracy']:.1f}" for run in runs),
-            ", ".join(reached),
-            f"{cost['seconds']:.2f}",
-            "" if cost["k"] is None else f"{number(cost['ratio'])} ({number(low)} to {number(high)})",
-            f"{cost['extra_mib']:,.0f}",
-        ])  # fmt: skip
-    head = [
-        "tokens",
-        "attention",
-        "accuracy, % (a run each)",
-        "steps to 99 %",
-        "seconds a step",
-        "seconds / full",
-        "MiB",
-    ]
-    return table(head, rows)
+        ratio = "1" if cost["k"] is None else f"{number(cost['ratio'])} ({number(low)} to {number(high)})"
+        shown = [f"{cost['tokens']:,}", neighbours(cost["k"]), cost["impl"], f"{cost['seconds']:.2f}", ratio]
+        rows.append([*shown, f"{cost['extra_mib']:,.0f}"])
+    return table(["tokens", "attention", "`impl`", "seconds", "seconds / full", "MiB"], rows)
+
+
+def neighbours(k: int | None) -> str:
+    """Return a number of neighbours in words."""
+    return "full" if k is None else f"k = {k}"
 
 
 def records() -> str:
@@ -225,6 +225,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "resnet50": resnet50,
     "memory": memory,
     "recall": recall,
+    "recall-costs": recall_costs,
     "records": records,
 }
 
