@@ -143,7 +143,7 @@ def assert_sums(actual: Tensor, exact: Tensor, size: Tensor, terms: int) -> None
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("sizes", [(2, 50, 20, 7, 3), (3, 37, 64, 64, 9), (1, 200, 300, 33, 4), (2, 9, 40, 70, 12)])
+@pytest.mark.parametrize("sizes", [(2, 50, 20, 7, 3), (3, 37, 64, 64, 9), (1, 200, 300, 33, 4), (2, 9, 40, 70, 12), (1, 30, 8, 1001, 4)])
 def test_slot_matrices_and_their_gradients(sizes, weighted, dtype):
     batch, tokens, channels, out, k = sizes
     value, weight = torch.randn(batch, tokens, channels).to(dtype), torch.randn(out, channels, k).to(dtype)
