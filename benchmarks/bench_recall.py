@@ -7,7 +7,9 @@ model says the value of every query. There are twice as many keys as pairs and 6
 The attention is full, or exact k-NN attention with softmax weights: the best k of all tokens.
 
 Training ends 50 steps after the accuracy of held-out sequences has reached 99 %, or after --steps. Then accuracy and
-loss are those of further sequences. Every length has the same number of tokens a step.
+loss are those of further sequences. Every length has the same number of tokens a step. With --grow the sequences of the
+training have 64 tokens for 100 steps, then twice as many every 20 steps up to their length, and training ends at the
+earliest 50 steps after that; held-out sequences have their full length at all times.
 
 Seconds: one process takes a training step with each attention in turn. Memory: the rise of a fresh process's largest
 resident memory over one training step.
@@ -34,13 +36,15 @@ from torch import Tensor, nn
 
 from convnn import ConvNNAttention
 from convnn.bench.machine import machine
-from convnn.bench.measure import settle_allocator
+from convnn.bench.measure import forget_peak, resident, settle_allocator
 
-VALUES, WIDTH = 64, 64
+VALUES, WIDTH, LR = 64, 64, 3e-3
 STEP_TOKENS, HELD_OUT = 8192, 8192  # tokens of a step; queries of an evaluation
-STEPS = {192: 1000, 1024: 2000, 4096: 4000}
+STEPS = {1024: 2000}
 SEEDS = {192: 3}
 REACHED, EVERY, AFTER = 0.99, 10, 50
+LENGTHS = {False: "192,1024", True: "1024,4096"}
+SHORTEST, SHORT_STEPS, DOUBLING_STEPS = 64, 100, 20
 ROUNDS = 15
 TEST_SEED, HELD_OUT_SEED = 1_000_001, 1_000_002
 NOTE = "load: load average of the machine when a row began; above the number of threads, other programs ran too"
@@ -56,10 +60,10 @@ class Sequences(NamedTuple):
     answers: Tensor
 
 
-def draw(batch: int, tokens: int, generator: torch.Generator) -> Sequences:
-    """Return sequences of ``tokens / 2`` pairs, and as many queries."""
+def draw(batch: int, tokens: int, generator: torch.Generator, *, known: int | None = None) -> Sequences:
+    """Return sequences of ``tokens / 2`` pairs, and as many queries; there are ``known`` keys, or ``tokens``."""
     pairs = tokens // 2
-    keys = torch.rand(batch, tokens, generator=generator).argsort(1)[:, :pairs]
+    keys = torch.rand(batch, known or tokens, generator=generator).argsort(1)[:, :pairs]
     values = torch.randint(1, VALUES + 1, (batch, pairs), generator=generator)
     asked = torch.randint(pairs, (batch, tokens - pairs), generator=generator)
     return Sequences(
@@ -106,18 +110,27 @@ class Recall(nn.Module):
 class Trainer:
     """A model with its optimiser and its sequences; a call is one step."""
 
-    def __init__(self, tokens: int, k: int | None, *, seed: int = 0) -> None:
+    def __init__(self, tokens: int, k: int | None, *, seed: int = 0, lr: float = LR, grow: bool = False) -> None:
         torch.manual_seed(seed)
-        self.model, self.tokens, self.taken = Recall(tokens, k), tokens, 0
-        self.batch = max(1, STEP_TOKENS // tokens)
+        self.model, self.tokens, self.lr, self.grow, self.taken = Recall(tokens, k), tokens, lr, grow, 0
         self.generator = torch.Generator().manual_seed(seed)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=3e-3, weight_decay=0.01)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=lr, weight_decay=0.01)
 
-    def __call__(self) -> None:
-        """Take one step; the learning rate rises over the first 100."""
+    def length(self) -> int:
+        """Return the length of the next step's sequences."""
+        doublings = max(0, self.taken - SHORT_STEPS) // DOUBLING_STEPS + (self.taken >= SHORT_STEPS)
+        return min(self.tokens, SHORTEST * 2**doublings) if self.grow else self.tokens
+
+    def draw(self, tokens: int, generator: torch.Generator) -> Sequences:
+        """Return the sequences of a step."""
+        return draw(max(1, STEP_TOKENS // tokens), tokens, generator, known=self.tokens)
+
+    def __call__(self, tokens: int | None = None) -> None:
+        """Take one step, of sequences of ``tokens`` if given; the learning rate rises over the first 100."""
+        sequences = self.draw(tokens or self.length(), self.generator)
         self.taken += 1
-        self.optimizer.param_groups[0]["lr"] = 3e-3 * min(1.0, self.taken / 100)
-        loss, _ = self.judge(draw(self.batch, self.tokens, self.generator))
+        self.optimizer.param_groups[0]["lr"] = self.lr * min(1.0, self.taken / 100)
+        loss, _ = self.judge(sequences)
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -134,32 +147,32 @@ class Trainer:
         """Return loss and accuracy on sequences that no step has seen."""
         generator = torch.Generator().manual_seed(seed)
         found = []
-        for _ in range(max(1, 2 * HELD_OUT // (self.batch * self.tokens))):
-            loss, accuracy = self.judge(draw(self.batch, self.tokens, generator))
+        for _ in range(max(1, 2 * HELD_OUT // STEP_TOKENS)):
+            loss, accuracy = self.judge(self.draw(self.tokens, generator))
             found.append((loss.item(), accuracy))
         losses, accuracies = zip(*found, strict=True)
         return statistics.fmean(losses), statistics.fmean(accuracies)
 
 
-def train(tokens: int, k: int | None, seed: int, steps: int) -> Record:
+def train(tokens: int, k: int | None, *, steps: int, **options: Any) -> Record:
     """Train until the task is solved or the steps are used up; return what was reached."""
-    trainer, reached = Trainer(tokens, k, seed=seed), None
+    trainer, reached, grown = Trainer(tokens, k, **options), None, 0
     start = time.perf_counter()
-    while trainer.taken < steps and (reached is None or trainer.taken < reached + AFTER):
+    while trainer.taken < steps and (reached is None or trainer.taken < max(reached, grown) + AFTER):
+        grown = trainer.taken + 1 if trainer.length() < tokens else grown
         trainer()
         if reached is None and trainer.taken % EVERY == 0 and trainer.evaluate(HELD_OUT_SEED)[1] >= REACHED:
             reached = trainer.taken
-    minutes = (time.perf_counter() - start) / 60
-    loss, accuracy = trainer.evaluate(TEST_SEED)
-    return {
-        "steps_to_99": reached, "steps": trainer.taken, "budget": steps, "accuracy": round(accuracy, 5),
-        "loss": round(loss, 5), "minutes": round(minutes, 2),
-    }  # fmt: skip
+    minutes = round((time.perf_counter() - start) / 60, 2)
+    loss, accuracy = (round(value, 5) for value in trainer.evaluate(TEST_SEED))
+    found = {"steps_to_99": reached, "steps": trainer.taken, "budget": steps}
+    return {**found, "accuracy": accuracy, "loss": loss, "minutes": minutes}
 
 
 def time_steps(tokens: int, ks: list[int | None]) -> list[Record]:
     """Return for every attention the median seconds of a step, and its ratio to the first one's in the same round."""
     settle_allocator()
+    batch = max(1, STEP_TOKENS // tokens)
     trainers = [Trainer(tokens, k) for k in ks]
     seconds: list[list[float]] = [[] for _ in ks]
     for _ in range(ROUNDS + 1):
@@ -170,37 +183,28 @@ def time_steps(tokens: int, ks: list[int | None]) -> list[Record]:
     rows = []
     for k, trainer, taken in zip(ks, trainers, seconds, strict=True):
         ratios = [one / first for one, first in zip(taken[1:], seconds[0][1:], strict=True)]  # the first round warms up
-        span = [round(min(ratios), 4), round(max(ratios), 4)]
-        choice = trainer.model.block1.attn.explain_choice(torch.zeros(trainer.batch, tokens, WIDTH))
+        choice = trainer.model.block1.attn.explain_choice(torch.zeros(batch, tokens, WIDTH))
         rows.append({
-            "tokens": tokens, "k": k, "sequences": trainer.batch, "impl": choice.impl,
+            "tokens": tokens, "k": k, "sequences": batch, "impl": choice.impl,
             "seconds": round(statistics.median(taken[1:]), 4), "ratio": round(statistics.median(ratios), 4),
-            "ratio_range": span,
+            "ratio_range": [round(min(ratios), 4), round(max(ratios), 4)],
         })  # fmt: skip
     return rows
 
 
-def extra_memory(tokens: int, k: int | None) -> float:
-    """Return by how many MiB one step raises this process's largest resident memory."""
+def extra_memory(tokens: int, k: int | None) -> float | None:
+    """Return by how many MiB one step raises this process's resident memory; None where Linux does not say."""
     trainer = Trainer(tokens, k)
-    trainer.tokens = min(64, tokens)  # a short sequence loads what is loaded once, and makes the optimiser's state
+    trainer(min(SHORTEST, tokens) // 2)  # loads what is loaded once, and makes the optimiser's state
+    before = forget_peak()
     trainer()
-    trainer.tokens = tokens
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew; ru_maxrss would begin with the parent's
-    before = resident("VmRSS")
-    trainer()
-    return round(resident("VmHWM") - before, 1)
-
-
-def resident(name: str) -> float:
-    """Return the resident memory of this process (VmRSS) or its peak (VmHWM) in MiB; Linux has both."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
+    return None if before is None else round(resident("VmHWM") - before, 1)
 
 
 def fresh(job: str, tokens: int, ks: list[int | None]) -> Any:
     """Return what a fresh process finds."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--worker", job, "--tokens", str(tokens), "--k", show(ks)]
+    given = ",".join("full" if k is None else str(k) for k in ks)
+    command = [sys.executable, str(Path(__file__).resolve()), "--worker", job, "--tokens", str(tokens), "--k", given]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
@@ -209,11 +213,6 @@ def costs(tokens: int, ks: list[int | None]) -> list[Record]:
     load = round(os.getloadavg()[0], 1)
     rows: list[Record] = fresh("time", tokens, ks)
     return [{**row, "extra_mib": fresh("memory", tokens, [row["k"]]), "load": load} for row in rows]
-
-
-def show(ks: list[int | None]) -> str:
-    """Write numbers of neighbours as they are given: ``full,4,8``."""
-    return ",".join("full" if k is None else str(k) for k in ks)
 
 
 def read_ks(text: str) -> list[int | None]:
@@ -243,45 +242,43 @@ def write(record: Record, path: Path | None) -> None:
         os.replace(beside, path)
 
 
-def missing(record: Record, arguments: argparse.Namespace, tokens: int) -> Iterator[tuple[int, int | None, int]]:
-    """Yield the runs at one length that the record does not have: seed, k, steps."""
-    done = {(run["tokens"], run["k"], run["seed"]) for run in record["runs"]}
-    count = SEEDS.get(tokens, 1) if arguments.seeds is None else arguments.seeds
-    for seed in range(count):
+def missing(record: Record, arguments: argparse.Namespace, tokens: int) -> Iterator[Record]:
+    """Yield the runs at one length that the record does not have."""
+    for seed in range(arguments.seeds or SEEDS.get(tokens, 1)):
         for k in read_ks(arguments.k):
-            if (tokens, k, seed) not in done:
-                yield seed, k, arguments.steps or STEPS.get(tokens, 4000)
+            run = {"tokens": tokens, "k": k, "seed": seed, "lr": arguments.lr, "grow": arguments.grow}
+            if not any(run.items() <= other.items() for other in record["runs"]):
+                yield run
 
 
 def measure(arguments: argparse.Namespace) -> None:
     """Measure what the record does not have yet: first the costs of a length, then its runs."""
     record = open_record(arguments.json)
     ks = read_ks(arguments.k)
-    for tokens in map(int, arguments.tokens.split(",")):
+    for tokens in map(int, (arguments.tokens or LENGTHS[arguments.grow]).split(",")):
         if not set(ks) <= {row["k"] for row in record["costs"] if row["tokens"] == tokens}:
             kept = [row for row in record["costs"] if row["tokens"] != tokens or row["k"] not in ks]
             record["costs"] = kept + costs(tokens, ks)
             write(record, arguments.json)
-        for row in record["costs"]:
-            if row["tokens"] == tokens:
-                print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
-        for seed, k, steps in missing(record, arguments, tokens):
+        print(*(row for row in record["costs"] if row["tokens"] == tokens), sep="\n", flush=True)
+        for run in missing(record, arguments, tokens):
             load = round(os.getloadavg()[0], 1)
-            run = {"tokens": tokens, "k": k, "seed": seed, **train(tokens, k, seed, steps), "load": load}
+            run |= {**train(**run, steps=arguments.steps or STEPS.get(tokens, 1000)), "load": load}
             record["runs"].append(run)
-            record["date"] = machine()["date"]
-            write(record, arguments.json)
-            print("  ".join(f"{name} {value}" for name, value in run.items()), flush=True)
+            write({**record, "date": machine()["date"]}, arguments.json)
+            print(run, flush=True)
 
 
 def main() -> None:
     """Read the options, and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="the record to write, or to go on with")
-    parser.add_argument("--tokens", default="192,1024,4096", help="lengths of the sequences (192,1024,4096)")
+    parser.add_argument("--tokens", help="lengths of the sequences (192,1024; with --grow 1024,4096)")
+    parser.add_argument("--grow", action="store_true", help="begin the training with short sequences")
     parser.add_argument("--k", default="full,4,8,16,32", help="neighbours (full,4,8,16,32); ratios are to the first")
     parser.add_argument("--seeds", type=int, help="runs of each (3 at 192 tokens, else 1)")
-    parser.add_argument("--steps", type=int, help="most steps of a run (1,000, 2,000 and 4,000)")
+    parser.add_argument("--lr", type=float, default=LR, help=f"learning rate ({LR})")
+    parser.add_argument("--steps", type=int, help="most steps of a run (1,000; at 1,024 tokens 2,000)")
     parser.add_argument("--worker", choices=["time", "memory"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker == "time":

@@ -58,11 +58,30 @@ def test_k_neighbours_and_all_of_them_are_full_attention():
     assert not torch.allclose(few(keys, values), full(keys, values))
 
 
+def test_short_sequences_grow_to_the_full_length_with_all_keys():
+    trainer, lengths = recall.Trainer(256, 4, grow=True), []
+    for trainer.taken in range(200):
+        lengths.append(trainer.length())
+    assert [lengths.count(length) for length in (64, 128, 256)] == [100, 20, 80]
+    keys, _, _ = trainer.draw(64, generator())
+    assert keys.shape == (128, 64)
+    assert keys.max() > 240
+    assert recall.Trainer(256, 4).length() == 256
+
+
+def test_training_does_not_end_before_the_full_length(monkeypatch):
+    monkeypatch.setattr(recall.Trainer, "__call__", lambda trainer: setattr(trainer, "taken", trainer.taken + 1))
+    monkeypatch.setattr(recall.Trainer, "evaluate", lambda trainer, seed: (0.0, 1.0))
+    assert recall.train(64, 4, steps=1000, grow=True)["steps"] == 10 + recall.AFTER
+    assert recall.train(256, 4, steps=1000, grow=True)["steps"] == 120 + recall.AFTER
+    assert recall.train(256, 4, steps=1000)["steps"] == 10 + recall.AFTER
+
+
 @pytest.mark.parametrize("k", [None, 2])
 def test_short_sequences_are_learned(monkeypatch, k):
     for name in ("STEP_TOKENS", "HELD_OUT"):
         monkeypatch.setattr(recall, name, 512)
-    found = recall.train(4, k, 0, 400)
+    found = recall.train(4, k, steps=400)
     assert found["steps_to_99"] is not None
     assert found["steps"] == min(400, found["steps_to_99"] + recall.AFTER)
     assert found["accuracy"] > 0.98
@@ -90,14 +109,16 @@ def test_a_start_goes_on_behind_the_record(monkeypatch, tmp_path):
         (None, 0, 2, None), (4, 0, 2, None),
     ]  # fmt: skip
     assert all(0 <= run["accuracy"] < 0.1 for run in record["runs"])
-    assert [(row["k"], row["impl"]) for row in record["costs"]] == [(None, "sdpa"), (4, "tiled")]
+    assert [row["k"] for row in record["costs"]] == [None, 4]
+    assert record["costs"][0]["impl"] == "sdpa"
+    assert record["costs"][1]["impl"] in ("tiled", "native")
     assert record["costs"][0]["ratio"] == 1
     assert all(row["seconds"] > 0 and row["extra_mib"] >= 0 for row in record["costs"])
 
     trained = []
 
-    def train(*arguments):
-        trained.append(arguments)
+    def train(**arguments):
+        trained.append((arguments["k"], arguments["seed"], arguments["lr"], arguments["grow"]))
         return {"accuracy": 0.5}
 
     monkeypatch.setattr(recall, "train", train)
@@ -105,7 +126,15 @@ def test_a_start_goes_on_behind_the_record(monkeypatch, tmp_path):
     assert start(monkeypatch, path)["runs"] == record["runs"]
     assert not trained
     more = start(monkeypatch, path, "--seeds", "2")
-    assert trained == [(64, None, 1, 2), (64, 4, 1, 2)]
+    assert trained == [(None, 1, recall.LR, False), (4, 1, recall.LR, False)]
+    start(monkeypatch, path, "--grow")
+    start(monkeypatch, path, "--lr", "0.01")
+    assert trained[2:] == [
+        (None, 0, recall.LR, True),
+        (4, 0, recall.LR, True),
+        (None, 0, 0.01, False),
+        (4, 0, 0.01, False),
+    ]
     assert more["runs"][:2] == record["runs"]
     assert more["command"].count("python benchmarks/bench_recall.py") == 2
 

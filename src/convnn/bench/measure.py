@@ -133,24 +133,24 @@ def _rise(name: str, side: str) -> float | None:
     case = cases()[name]
     step = getattr(case, side)(case.both)
     step()  # one-time loading
-    before = _forget_peak()
+    before = forget_peak()
     if before is None:
         return None
     step()
-    return round(_status("VmHWM") - before, 1)
+    return round(resident("VmHWM") - before, 1)
 
 
-def _forget_peak() -> float | None:
+def forget_peak() -> float | None:
     """Release freed memory, reset the peak of resident memory, and return the resident MiB."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
-        return _status("VmRSS")
+        return resident("VmRSS")
     except (AttributeError, OSError):
         return None
 
 
-def _status(name: str) -> float:
-    """Return a figure of this process in MiB."""
+def resident(name: str) -> float:
+    """Return the MiB of this process by a name of Linux: VmRSS is what is resident, VmHWM its peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name + ":")) / 1024

@@ -154,16 +154,32 @@ def test_a_process_that_is_killed_is_started_again(tmp_path, monkeypatch):
     )
 
 
-def test_a_process_ends_with_the_study_that_started_it(images, tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def start(images, out, **settings):
+    """Start a run in a process of its own, as a study does."""
     process = subprocess.Popen(
         [sys.executable, "-m", "convnn.train.study.trial"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL, env=environment, text=True,
+        stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
     )  # fmt: skip
-    out = tmp_path / "run"
     out.mkdir()
-    process.stdin.write(json.dumps(values(images, out, epochs=100_000)) + "\n")
+    process.stdin.write(json.dumps(values(images, out, **settings)) + "\n")
     process.stdin.flush()
+    return process
+
+
+def test_a_process_has_workers_while_its_study_lives(images, tmp_path):
+    """A worker closes the standard input that it is forked with; it must not wait for who watches that input."""
+    process = start(images, tmp_path / "run", epochs=1, workers=1, resident="no")
+    try:
+        assert process.wait(timeout=100) == 0
+    finally:
+        process.kill()
+        process.stdin.close()
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "finished"
+
+
+def test_a_process_ends_with_the_study_that_started_it(images, tmp_path):
+    out = tmp_path / "run"
+    process = start(images, out, epochs=100_000)
     until = time.monotonic() + 120
     while not (out / "result.json").exists() and process.poll() is None:
         assert time.monotonic() < until

@@ -130,7 +130,10 @@ def _train(values: dict[str, Any]) -> None:
 
 def _end_with(stream: TextIO) -> None:
     """Wait for the end of a stream, then end this process: gently, and after ``GRACE`` seconds in any case."""
-    stream.read()
+    # Not by stream.read(), which holds the stream's lock: a worker that is forked meanwhile closes its standard input,
+    # and would wait for that lock for ever.
+    while os.read(stream.fileno(), 4096):
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE)
     os._exit(143)
