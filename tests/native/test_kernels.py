@@ -44,6 +44,8 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 # neighbours, fewer keys that may be chosen than neighbours.
 SIZES = [(2, 50, 50, 3, 4), (1, 200, 200, 64, 9), (1, 37, 300, 17, 31), (1, 15, 8300, 5, 9)]
 SIZES += [(3, 1, 1, 1, 1), (1, 20, 40, 6, 32)]
+# B, values, C_in, C_out, k; the last has more outputs than are worked on at a time.
+MATRICES = [(2, 50, 20, 7, 3), (3, 37, 64, 64, 9), (1, 200, 300, 33, 4), (2, 9, 40, 70, 12), (1, 30, 8, 1001, 4)]
 
 
 def whole_numbers(*shape: int) -> Tensor:
@@ -143,7 +145,7 @@ def assert_sums(actual: Tensor, exact: Tensor, size: Tensor, terms: int) -> None
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("sizes", [(2, 50, 20, 7, 3), (3, 37, 64, 64, 9), (1, 200, 300, 33, 4), (2, 9, 40, 70, 12)])
+@pytest.mark.parametrize("sizes", MATRICES, ids=str)
 def test_slot_matrices_and_their_gradients(sizes, weighted, dtype):
     batch, tokens, channels, out, k = sizes
     value, weight = torch.randn(batch, tokens, channels).to(dtype), torch.randn(out, channels, k).to(dtype)

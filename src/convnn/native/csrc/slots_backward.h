@@ -26,7 +26,8 @@ static int64_t slots_at_a_time(const struct convnn_slots *p) {
 }
 
 typedef struct {
-    float *T, *rows, *dx, *x; /* (BLOCK, slots C_out); T held; (BLOCK, padded(C_in)); the same */
+    float *T, *rows;        /* (BLOCK, slots C_out), and the same held for a product */
+    float *dx, *x, *tile;   /* (BLOCK, padded(C_in)), the same, (MR, padded(C_in)) */
 } BackwardMemory;
 
 /* T of the rows first .. first + count of a group of images, numbered through, and some slots. */
@@ -49,6 +50,19 @@ static void sum_gradients(const SlotsTask *task, int64_t first, int64_t count, i
     }
 }
 
+/* grad_weight[row] += sum over j of T[j,row] x[j], for row < K: MR rows at a time, the last ones through a copy, since
+ * what is behind them belongs to other slots. */
+static void add_outer(BackwardMemory *memory, int64_t K, int64_t wide, int64_t count, float *grad_weight) {
+    for (int64_t row = 0; row < K; row += MR) {
+        int64_t rows = K - row < MR ? K - row : MR;
+        float *to = grad_weight + row * wide, *tile = rows < MR ? memory->tile : to;
+        if (rows < MR) memcpy(tile, to, (size_t)(rows * wide) * sizeof(float));
+        for (int64_t column = 0; column < wide; column += NR)
+            add_transposed(memory->T + row, K, memory->x + column, wide, count, tile + column, wide);
+        if (rows < MR) memcpy(to, tile, (size_t)(rows * wide) * sizeof(float));
+    }
+}
+
 static void backward_block(const SlotsTask *task, int64_t first, BackwardMemory *memory, float *grad_weight) {
     const struct convnn_slots *p = task->p;
     int64_t left = task->count * p->values - first, count = left < BLOCK ? left : BLOCK, wide = padded(p->channels);
@@ -67,10 +81,7 @@ static void backward_block(const SlotsTask *task, int64_t first, BackwardMemory 
             for (int64_t r = 0; r < count; r++) hold(memory->rows, r, 0, memory->T + r * K, K, 1);
             add_block(memory->rows, blocks, K, task->panels, p->k * p->out, slot * p->out, memory->dx, wide);
         }
-        for (int64_t row = 0; p->grad_weight && row < K; row += MR)
-            for (int64_t column = 0; column < wide; column += NR)
-                add_transposed(memory->T + row, K, memory->x + column, wide, count,
-                               grad_weight + (slot * p->out + row) * wide + column, wide);
+        if (p->grad_weight) add_outer(memory, K, wide, count, grad_weight + slot * p->out * wide);
     }
     for (int64_t r = 0; p->grad_value && r < count;) {
         int64_t image = task->first_image + (first + r) / p->values, row = (first + r) % p->values;
@@ -81,16 +92,17 @@ static void backward_block(const SlotsTask *task, int64_t first, BackwardMemory 
     }
 }
 
-static int64_t grad_weight_floats(const struct convnn_slots *p) { return (p->k * p->out + MR) * padded(p->channels); }
+static int64_t grad_weight_floats(const struct convnn_slots *p) { return p->k * p->out * padded(p->channels); }
 
 static void backward_parts(int64_t begin, int64_t end, void *context) {
     SlotsTask *task = context;
     const struct convnn_slots *p = task->p;
     int64_t width = slots_at_a_time(p) * p->out, wide = padded(p->channels);
-    int64_t sizes[4] = {BLOCK * width + MR, held_floats(width), BLOCK * wide, BLOCK * wide};
-    float *memory = calloc((size_t)(sizes[0] + sizes[1] + sizes[2] + sizes[3]), sizeof(float));
+    int64_t tokens = BLOCK * width + MR, held = held_floats(width);
+    float *memory = calloc((size_t)(tokens + held + (2 * BLOCK + MR) * wide), sizeof(float));
     if (!memory) { task->failed = CONVNN_NO_MEMORY; return; }
-    BackwardMemory parts = {memory, memory + sizes[0], memory + sizes[0] + sizes[1], memory + sizes[0] + sizes[1] + sizes[2]};
+    float *dx = memory + tokens + held;
+    BackwardMemory parts = {memory, memory + tokens, dx, dx + BLOCK * wide, dx + 2 * BLOCK * wide};
     int64_t total = blocks_of(task->count * p->values);
     for (int64_t part = begin; part < end; part++)
         for (int64_t i = total * part / task->parts; i < total * (part + 1) / task->parts; i++)
@@ -118,8 +130,9 @@ static void rho_blocks(int64_t begin, int64_t end, void *context) {
     SlotsTask *task = context;
     const struct convnn_slots *p = task->p;
     int64_t blocks = blocks_of(p->queries), wide = padded(p->channels), held = held_floats(p->out), x_stride, g_stride;
-    float *rows = calloc((size_t)(held + BLOCK * wide), sizeof(float)), *projected = rows + held;
+    float *rows = calloc((size_t)(held + BLOCK * wide), sizeof(float));
     if (!rows) { task->failed = CONVNN_NO_MEMORY; return; }
+    float *projected = rows + held;
     for (int64_t i = begin; i < end; i++) {
         int64_t local = i / blocks, image = task->first_image + local, first = i % blocks * BLOCK;
         int64_t count = p->queries - first < BLOCK ? p->queries - first : BLOCK;
