@@ -14,7 +14,7 @@ from torch.export import Dim, ExportedProgram
 from .._utils.quiet import quiet_exporters
 from ..errors import ConvNNError, invalid
 from ..nn.layer import NeighborLayer
-from ..ops.registry import NAMESPACE, PLAIN_FORMS
+from ..ops.registry import NAMESPACE, PLAIN_FORMS, TWINS
 from ..types import Random
 
 TRACED = 2
@@ -75,7 +75,8 @@ def trace(
         # would make them compare pair by pair: B N M C numbers at once.
         with torch.no_grad(), quiet_exporters(), deterministic(False), _fixed_draws(model, images):
             program: ExportedProgram = torch.export.export(model, (images,), dynamic_shapes=shapes)
-            program = program.run_decompositions({**PLAIN_FORMS, **(without or {})})
+            forms = {**PLAIN_FORMS, **(without or {})}
+            program = program.run_decompositions(forms | {twin: forms[op] for twin, op in TWINS.items()})
     except (RuntimeError, ValueError, TypeError, AssertionError, NotImplementedError) as error:
         got = f"a {type(model).__name__} ({_first_line(error)})"
         fix = "try a fixed batch_size; docs/export.md has the limits"

@@ -27,6 +27,8 @@ Shape = tuple[int, ...]
 
 PLAIN_FORMS: dict[Any, Callable[..., Any]] = {}
 """The plain form of every operator: as decompositions for ``ExportedProgram.run_decompositions``."""
+TWINS: dict[Any, Any] = {}
+"""The operator of which another one is a twin: what decomposes the first decomposes the second."""
 
 
 class _Meaning(NamedTuple):
@@ -70,7 +72,9 @@ def twin(
     Its name is that of the other one behind ``prefix``; its plain form, fake and FLOP formula are the same.
     """
     overload = cast(Any, op)._opoverload
-    return cast(Callable[P, R], _define(prefix + overload._opname, _MEANINGS[overload], run, backward))
+    twin_op = _define(prefix + overload._opname, _MEANINGS[overload], run, backward)
+    TWINS[twin_op._opoverload] = overload
+    return cast(Callable[P, R], twin_op)
 
 
 def _define(name: str, meaning: _Meaning, run: Callable[..., Any], backward: Callable[..., Any] | None) -> Any:
