@@ -30,7 +30,11 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is slow by the table of ``slow.py``."""
+    """Mark what is slow by the table of ``slow.py``, and run first what forks.
+
+    A test of derivatives may start autograd's threads, and a process that is forked later cannot differentiate.
+    """
+    items.sort(key=lambda item: "tests/train/" not in item.nodeid)
     slow = slow_ones([item.nodeid for item in items])
     for item in items:
         if item.nodeid in slow:
