@@ -7,8 +7,8 @@ ARGS   ?=
 BIN    := .venv/bin
 PATHS  := src tests benchmarks tools
 
-# Counting lines takes about as long as the tests themselves, so that only test-all does it; a run of chosen tests (ARGS)
-# need not reach the coverage.
+# Counting lines slows the tests down, so that only test-all does it; a run of chosen tests (ARGS) need not reach the
+# coverage.
 ifeq ($(strip $(ARGS)),)
 COVERED := --cov=convnn --cov-report=term --cov-fail-under=95
 endif
@@ -27,7 +27,7 @@ setup: ## create or update .venv (the other targets do it by themselves)
 demo: setup ## train the whole spectrum on real digits and write demo/report.html (up to 3 minutes)
 	@$(BIN)/convnn demo $(ARGS)
 
-test: setup ## run the tests and doctests but the slow ones on 2 cores (4 to 7 minutes)
+test: setup ## run the tests and doctests but the slow ones on 2 cores (some minutes)
 	@echo "Running the tests in $(JOBS) processes ..."
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not slow" $(COVERAGE) $(ARGS)
 

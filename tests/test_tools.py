@@ -80,7 +80,7 @@ def test_every_run_compiles_what_has_changed(project, capfd):
     assert "Careful" not in capfd.readouterr().out
     (root / "src/convnn/native/build.py").write_text("raise SystemExit(1)")
     venv.main()
-    assert "Careful: the native library could not be compiled" in capfd.readouterr().out
+    assert "The native library could not be compiled" in capfd.readouterr().out
 
 
 def test_a_moved_folder_is_not_ready(project):

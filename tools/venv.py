@@ -143,7 +143,7 @@ def compile_native(root):
     """Compile the native library unless it is there, made of the sources as they are; without a compiler say so."""
     script = root / "src" / "convnn" / "native" / "build.py"
     if subprocess.run([str(root / ".venv/bin/python"), str(script), "--if-changed"], check=False).returncode:
-        say("Careful: the native library could not be compiled; convnn runs in plain PyTorch.")
+        say("The native library could not be compiled; convnn runs in plain PyTorch.")
 
 
 def main():

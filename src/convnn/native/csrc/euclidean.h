@@ -10,7 +10,7 @@ typedef struct {
     const struct convnn_euclidean *problem;
     float *panels, *bias, *slope, *offset;
     double *centre;
-    int careful;   /* a number is not finite, or too large for float32 products, or too few keys may be chosen */
+    int exhaustive; /* all keys are compared by differences: a number is not finite, or too large for float32 products, or too few keys may be chosen */
 } EuclideanKeys;
 
 typedef struct {
@@ -126,7 +126,7 @@ static void embed_keys(int64_t begin, int64_t end, void *context) {
             keys->offset[key] = (float)(4 * u * square + terms * tiny);
             chosen++;
         }
-        keys->careful = !(longest < 1e30) || chosen < p->k + (p->skip != NULL);
+        keys->exhaustive = !(longest < 1e30) || chosen < p->k + (p->skip != NULL);
     }
 }
 
@@ -169,12 +169,12 @@ static void euclidean_block(const EuclideanTask *task, int64_t local, int64_t fi
                         lanes + at * NR % lane_count);
         for (int64_t r = 0; r < count; r++) {
             int64_t skip = p->skip ? p->skip[first + r] : -1, end = left < CHUNK ? left : CHUNK;
-            int careful = keys->careful || !(length[r] < 1e15);
-            float limit = careful ? -INFINITY : nth_largest(lanes + r * LANES, lane_count, n);
+            int exhaustive = keys->exhaustive || !(length[r] < 1e15);
+            float limit = exhaustive ? -INFINITY : nth_largest(lanes + r * LANES, lane_count, n);
             for (int64_t j = 0; j < end; j++) {
-                if (!careful && !(scores[r * stride + j] >= limit)) continue;
+                if (!exhaustive && !(scores[r * stride + j] >= limit)) continue;
                 int excluded = start + j == skip || (p->masked && p->masked[image * p->keys + start + j]);
-                if (excluded && !careful) continue;
+                if (excluded && !exhaustive) continue;
                 double distance = excluded ? 0 : distance_of(p, image, first + r, start + j);
                 int rank = excluded ? 2 : distance != distance ? 0 : 1;
                 insert_nearest(&best[r], k, rank == 1 ? distance : 0, rank, (int32_t)(start + j));

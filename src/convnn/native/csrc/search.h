@@ -13,7 +13,7 @@ typedef struct {
     const float *panels; /* (panels, C, NR) */
     const float *bias;   /* (panels * NR): the keys' biases; -inf for keys that may not be chosen and for padding */
     float largest;       /* of the absolute values of the keys; inf where one is not finite */
-    int careful;         /* scores may be NaN, or too few are finite: classes of keys must be told apart */
+    int total_order;     /* scores may be NaN, or too few are finite: NaN, numbers and excluded keys are ordered */
 } PackedKeys;
 
 /* The k best so far, by descending score. */
@@ -106,7 +106,7 @@ static inline int32_t rank_of(float score, int excluded) {
 }
 
 /* Add the keys of one chunk, whatever their scores are. */
-static void select_careful(Best *best, int k, const float *scores, int64_t count, int64_t first, int64_t skip,
+static void select_in_total_order(Best *best, int k, const float *scores, int64_t count, int64_t first, int64_t skip,
                            const uint8_t *masked) {
     int32_t worst = INT32_MIN;
     if (best->count) memcpy(&worst, &best->score[best->count - 1], sizeof worst);
@@ -165,7 +165,7 @@ static int64_t panels_of(const struct convnn_search *p) { return (p->keys + NR -
 static void pack_keys(const struct convnn_search *p, int64_t image, float *panels, float *bias, PackedKeys *packed) {
     enum { T = 16 };
     int64_t count = panels_of(p), chosen = 0;
-    int careful = 0;
+    int total_order = 0;
     for (int64_t at = 0; at < count; at++) {
         float *panel = panels + at * p->channels * NR;
         int64_t first = at * NR, here = p->keys - first < NR ? p->keys - first : NR;
@@ -180,12 +180,12 @@ static void pack_keys(const struct convnn_search *p, int64_t image, float *panel
     }
     for (int64_t key = 0; key < (count + 4) * NR; key++) {
         float added = key >= p->keys ? -INFINITY : p->bias ? p->bias[image * p->keys + key] : 0;
-        careful |= added != added;
+        total_order |= added != added;
         bias[key] = key < p->keys && p->masked && p->masked[image * p->keys + key] ? -INFINITY : added;
         chosen += bias[key] > -INFINITY;
     }
     float largest = largest_size(panels, count * p->channels * NR);
-    *packed = (PackedKeys){panels, bias, largest, careful || chosen < p->k + (p->skip != NULL)};
+    *packed = (PackedKeys){panels, bias, largest, total_order || chosen < p->k + (p->skip != NULL)};
 }
 
 static void pack_images(int64_t begin, int64_t end, void *context) {
@@ -208,7 +208,7 @@ static void search_block(const SearchTask *task, int64_t image, int64_t first, f
     int k = (int)p->k, n = k + (p->skip != NULL);
     int lane_count = n <= 9 ? 16 : n <= 20 ? 32 : 64;
     if (lane_count < NR) lane_count = NR;
-    int careful = keys->careful || !((double)largest * keys->largest * p->channels < 1e37);
+    int total_order = keys->total_order || !((double)largest * keys->largest * p->channels < 1e37);
     for (int r = 0; r < MR; r++) best[r].count = 0;
     for (int64_t start = 0; start < p->keys; start += CHUNK) {
         int64_t left = p->keys - start, width = left < CHUNK ? left : CHUNK, wide = (width + NR - 1) / NR;
@@ -219,12 +219,12 @@ static void search_block(const SearchTask *task, int64_t image, int64_t first, f
         for (int64_t r = 0; r < count; r++) {
             float *row = scores + r * stride;
             int64_t skip = p->skip ? p->skip[first + r] : -1;
-            if (careful) {
+            if (total_order) {
                 const uint8_t *masked = p->masked ? p->masked + image * p->keys : NULL;
                 /* a key of bias -inf scores -inf, where the sum may be NaN; a masked one must not hide that */
                 for (int64_t j = 0; p->bias && j < width; j++)
                     if (p->bias[image * p->keys + start + j] == -INFINITY) row[j] = -INFINITY;
-                select_careful(&best[r], k, row, width, start, skip, masked);
+                select_in_total_order(&best[r], k, row, width, start, skip, masked);
                 continue;
             }
             for (int64_t j = wide * NR; j < wide * NR + 3 * NR; j++) row[j] = -INFINITY;

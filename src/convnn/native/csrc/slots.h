@@ -8,41 +8,30 @@
 
 typedef struct {
     const struct convnn_slots *p;
-    float *panels;       /* the packed matrices */
-    float *x, *g;        /* the rows of a group of images, where a tensor has not rows */
+    int transposed; /* the matrices are packed for the gradient of the values */
+    float *panels;
+    float *x, *g; /* copies of the images worked on, where the columns of a tensor are not contiguous */
     int64_t first_image, count, parts;
-    int32_t *starts, *entries; /* CSR a image: where the entries (n k + m) of a token start */
-    float *grad_weight;  /* (parts, slots * C_out, padded(C_in)) */
+    int32_t *starts, *entries; /* CSR of each image: where the entries n k + m of a token start */
+    float *grad_weight; /* (parts, slots * C_out, padded(C_in)) */
     atomic_int failed; /* what the function returns */
 } SlotsTask;
 
 static int64_t blocks_of(int64_t rows) { return (rows + BLOCK - 1) / BLOCK; }
 
-/* Pack W for the forward pass: rows (m, c), columns o. */
-static void pack_forward(int64_t begin, int64_t end, void *context) {
+/* Pack the matrices for a product with rows of (m, c) or, for the gradient of the values, of (m, o). */
+static void pack_slots(int64_t begin, int64_t end, void *context) {
     SlotsTask *task = context;
     const struct convnn_slots *p = task->p;
+    int64_t rows = task->transposed ? p->out : p->channels, columns = task->transposed ? p->channels : p->out;
+    int64_t row = p->weight_stride[!task->transposed], column = p->weight_stride[task->transposed];
     for (int64_t at = begin; at < end; at++)
         for (int64_t m = 0; m < p->k; m++)
-            for (int64_t c = 0; c < p->channels; c++)
-                for (int64_t j = 0; j < NR; j++) {
-                    int64_t o = at * NR + j;
-                    task->panels[((at * p->k + m) * p->channels + c) * NR + j] =
-                        o < p->out ? p->weight[o * p->weight_stride[0] + c * p->weight_stride[1] + m * p->weight_stride[2]] : 0;
-                }
-}
-
-/* Pack W for the gradient of the values: rows (m, o), columns c. */
-static void pack_backward(int64_t begin, int64_t end, void *context) {
-    SlotsTask *task = context;
-    const struct convnn_slots *p = task->p;
-    for (int64_t at = begin; at < end; at++)
-        for (int64_t m = 0; m < p->k; m++)
-            for (int64_t o = 0; o < p->out; o++)
+            for (int64_t r = 0; r < rows; r++)
                 for (int64_t j = 0; j < NR; j++) {
                     int64_t c = at * NR + j;
-                    task->panels[((at * p->k + m) * p->out + o) * NR + j] =
-                        c < p->channels ? p->weight[o * p->weight_stride[0] + c * p->weight_stride[1] + m * p->weight_stride[2]] : 0;
+                    task->panels[((at * p->k + m) * rows + r) * NR + j] =
+                        c < columns ? p->weight[r * row + c * column + m * p->weight_stride[2]] : 0;
                 }
 }
 
@@ -57,32 +46,34 @@ static const float *rows_of(const float *data, const int64_t *stride, const floa
     return copy + local * rows * columns;
 }
 
-enum { READ_ROWS = 64 };
+/* A tensor (B, rows, columns) whose images are copied to rows. */
+typedef struct {
+    const float *from;
+    const int64_t *stride;
+    int64_t first_image, rows, columns;
+    float *to;
+} Copy;
 
-static void read_values(int64_t begin, int64_t end, void *context) {
-    SlotsTask *task = context;
-    const struct convnn_slots *p = task->p;
-    int64_t parts = (p->values + READ_ROWS - 1) / READ_ROWS;
+enum { COPIED_ROWS = 64 /* rows that one thread copies at a time */ };
+
+static int64_t parts_of(int64_t rows) { return (rows + COPIED_ROWS - 1) / COPIED_ROWS; }
+
+static void copy_parts(int64_t begin, int64_t end, void *context) {
+    const Copy *copy = context;
     for (int64_t i = begin; i < end; i++) {
-        int64_t image = i / parts, first = i % parts * READ_ROWS;
-        int64_t rows = p->values - first < READ_ROWS ? p->values - first : READ_ROWS;
-        read_rows(p->value + (task->first_image + image) * p->value_stride[0] + first * p->value_stride[1],
-                  p->value_stride[1], p->value_stride[2], rows, p->channels,
-                  task->x + (image * p->values + first) * p->channels, p->channels);
+        int64_t image = i / parts_of(copy->rows), first = i % parts_of(copy->rows) * COPIED_ROWS;
+        int64_t rows = copy->rows - first < COPIED_ROWS ? copy->rows - first : COPIED_ROWS;
+        const float *from = copy->from + (copy->first_image + image) * copy->stride[0] + first * copy->stride[1];
+        read_rows(from, copy->stride[1], copy->stride[2], rows, copy->columns,
+                  copy->to + (image * copy->rows + first) * copy->columns, copy->columns);
     }
 }
 
-static void read_gradients(int64_t begin, int64_t end, void *context) {
-    SlotsTask *task = context;
+/* Copy the values of the images that a task works on. */
+static void copy_values(SlotsTask *task) {
     const struct convnn_slots *p = task->p;
-    int64_t parts = (p->queries + READ_ROWS - 1) / READ_ROWS;
-    for (int64_t i = begin; i < end; i++) {
-        int64_t image = i / parts, first = i % parts * READ_ROWS;
-        int64_t rows = p->queries - first < READ_ROWS ? p->queries - first : READ_ROWS;
-        read_rows(p->grad + (task->first_image + image) * p->grad_stride[0] + first * p->grad_stride[1],
-                  p->grad_stride[1], p->grad_stride[2], rows, p->out,
-                  task->g + (image * p->queries + first) * p->out, p->out);
-    }
+    Copy copy = {p->value, p->value_stride, task->first_image, p->values, p->channels, task->x};
+    run_range(task->count * parts_of(p->values), copy_parts, &copy, &task->failed);
 }
 
 static inline float rho_at(const struct convnn_slots *p, int64_t at) { return p->rho ? p->rho[at] : 1; }
@@ -132,10 +123,10 @@ static int slot_mix(const struct convnn_slots *p) {
     if (!memory) return CONVNN_NO_MEMORY;
     task.panels = memory;
     task.x = copied ? memory + padded(p->out) * K : NULL;
-    run_range(padded(p->out) / NR, pack_forward, &task, &task.failed);
+    run_range(padded(p->out) / NR, pack_slots, &task, &task.failed);
     for (; task.first_image < p->batch && !task.failed; task.first_image += group) {
         task.count = p->batch - task.first_image < group ? p->batch - task.first_image : group;
-        if (copied) run_range(task.count * ((p->values + READ_ROWS - 1) / READ_ROWS), read_values, &task, &task.failed);
+        if (copied) copy_values(&task);
         run_range(blocks_of(task.count * p->queries), forward_blocks, &task, &task.failed);
     }
     free(memory);

@@ -152,7 +152,7 @@ static void rho_blocks(int64_t begin, int64_t end, void *context) {
 }
 
 static int slot_mix_backward(const struct convnn_slots *p) {
-    SlotsTask task = {.p = p};
+    SlotsTask task = {.p = p, .transposed = 1};
     int copy_x = p->value_stride[2] != 1, copy_g = p->grad_stride[2] != 1;
     int64_t x_size = copy_x ? p->values * p->channels : 0, g_size = copy_g ? p->queries * p->out : 0;
     int64_t csr = (p->values + 1 + p->queries * p->k + 1) / 2 * 2;
@@ -167,11 +167,14 @@ static int slot_mix_backward(const struct convnn_slots *p) {
         task.g = copy_g ? memory + panels + group * x_size : NULL;
         task.starts = (int32_t *)(memory + panels + group * (x_size + g_size));
         task.entries = task.starts + group * (p->values + 1);
-        run_range(padded(p->channels) / NR, pack_backward, &task, &task.failed);
+        run_range(padded(p->channels) / NR, pack_slots, &task, &task.failed);
         for (; task.first_image < p->batch && !task.failed; task.first_image += group) {
             task.count = p->batch - task.first_image < group ? p->batch - task.first_image : group;
-            if (copy_x) run_range(task.count * ((p->values + READ_ROWS - 1) / READ_ROWS), read_values, &task, &task.failed);
-            if (copy_g) run_range(task.count * ((p->queries + READ_ROWS - 1) / READ_ROWS), read_gradients, &task, &task.failed);
+            if (copy_x) copy_values(&task);
+            if (copy_g) {
+                Copy copy = {p->grad, p->grad_stride, task.first_image, p->queries, p->out, task.g};
+                run_range(task.count * parts_of(p->queries), copy_parts, &copy, &task.failed);
+            }
             if (p->grad_value || p->grad_weight) {
                 run_range(task.count, invert_images, &task, &task.failed);
                 run_range(task.parts, backward_parts, &task, &task.failed);
