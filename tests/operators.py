@@ -1,9 +1,8 @@
-"""The custom operators, with their kernels and without, and the largest tensor that a computation makes."""
+"""The custom operators, and the largest tensor that a computation makes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +13,18 @@ from torch.utils._pytree import tree_leaves
 from convnn.ops.bags import bag_scatter, bag_sum, pair_distance, pair_product
 from convnn.ops.euclidean import nearest_euclidean
 from convnn.ops.linear import columns, linear
-from convnn.ops.native import native_nearest, native_nearest_euclidean, native_slot_mix, native_slot_mix_backward
+from convnn.ops.native import (
+    native_bag_scatter,
+    native_bag_sum,
+    native_nearest,
+    native_nearest_euclidean,
+    native_pair_distance,
+    native_pair_product,
+    native_sampled_mix,
+    native_sampled_mix_backward,
+    native_slot_mix,
+    native_slot_mix_backward,
+)
 from convnn.ops.nearest import nearest
 from convnn.ops.sampled import sampled_mix, sampled_mix_backward
 from convnn.ops.slots import slot_mix, slot_mix_backward
@@ -22,17 +32,10 @@ from convnn.ops.slots import slot_mix, slot_mix_backward
 OPERATORS: tuple[Any, ...] = (
     bag_sum, bag_scatter, pair_product, pair_distance, linear, columns, nearest, nearest_euclidean,
     slot_mix, slot_mix_backward, sampled_mix, sampled_mix_backward,
+    native_bag_sum, native_bag_scatter, native_pair_product, native_pair_distance,
     native_nearest, native_nearest_euclidean, native_slot_mix, native_slot_mix_backward,
+    native_sampled_mix, native_sampled_mix_backward,
 )  # fmt: skip
-
-
-@contextmanager
-def kernels(enabled: bool) -> Iterator[None]:
-    """Run the operators by their kernels for CPUs, or as on a device that has none."""
-    with ExitStack() as stack:
-        for operator in OPERATORS:
-            stack.enter_context(operator.set_kernel_enabled("cpu", enabled=enabled))
-        yield
 
 
 def derivatives(function: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:

@@ -64,7 +64,7 @@ SEES = {
     "_options": ("_checks",),
     "_resolve": ("_checks", "_options"),
     "_plan": ("_precision", "_tracing", "stages"),
-    "_nearest": ("_plan", "_precision", "ops", "stages"),
+    "_nearest": ("_plan", "native", "_precision", "ops", "stages"),
     "knn": ("_checks", "_tracing", "_options", "_resolve", "impl.choose"),
     "nn": ("nn", "knn", "_checks", "_options", "_precision", "_tracing", "stages.geometry"),
     "_utils": ("_utils", "_checks"),
@@ -215,8 +215,6 @@ def _refusal(found: Import) -> str | None:
         return None if target in known else "the reference imports torch, the types and its interface only"
     if source in ("stages", "impl"):
         return None if source == here == there == "stages" else "this package's __init__ stays empty"
-    if target.startswith("ops.cpu") and source != "ops" and not source.startswith("ops.cpu"):
-        return "the kernels of a device are replaced as a whole: only ops itself names them"
     if here in SEES:
         seen = (*SEES[here], "types", "maps", "errors") if here not in ("errors", "types", "maps") else SEES[here]
         return (
@@ -469,7 +467,7 @@ def violations(module: str, source: str) -> list[str]:
     """Level violations of one module in a small tree."""
     names = ("", "types", "errors", "_checks", "stages", "stages.select", "stages.geometry", "impl", "impl.dense")
     names += ("native", "native.build", "native.loading")
-    names += ("ops", "ops.nearest", "ops.cpu", "ops.cpu.topk", "_utils", "_utils.modules")
+    names += ("ops", "ops.nearest", "ops.native", "ops.native.search", "_utils", "_utils.modules")
     names += ("impl.choose", "impl.reference", "knn", "nn", "nn.convnn")
     names += ("_convert", "models", "cli", "testing")
     return level_violations({**dict.fromkeys(names, ""), module: source})
@@ -493,8 +491,6 @@ def violations(module: str, source: str) -> list[str]:
         ("impl.reference", "from ..errors import invalid"),
         ("impl.reference", "from ..stages import select"),
         ("impl", "from .dense import search"),
-        ("impl.dense", "from ..ops.cpu.topk import top"),
-        ("ops.nearest", "from .cpu import topk"),
         ("native.loading", "from ..ops.nearest import nearest"),
         ("native.loading", "from .._checks import shape"),
         ("knn", "from .impl import dense"),
@@ -525,10 +521,9 @@ def test_levels_can_fail(module, source):
             "impl.dense",
             "from ..stages import select, geometry\nfrom .._checks import shape\nfrom ..ops.nearest import nearest",
         ),
-        ("ops", "from .cpu import topk"),
         ("ops.nearest", "from .. import native"),
         ("native.loading", "from ..errors import invalid\nfrom . import build\nimport ctypes, torch"),
-        ("ops.cpu.topk", "from ..nearest import nearest\nfrom . import network"),
+        ("ops.native.search", "from ..nearest import nearest\nfrom ... import native\nfrom . import slots"),
         (
             "impl.choose",
             "def f():\n    from . import dense\n    import importlib\n    importlib.import_module('convnn.impl.dense')",

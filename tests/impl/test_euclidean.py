@@ -9,13 +9,22 @@ import torch
 from torch import Tensor
 
 import convnn
-from convnn.ops.cpu import ranking
+from convnn import native
 from convnn.ops.euclidean import nearest_euclidean
+from convnn.ops.native import native_nearest_euclidean
 from convnn.testing import function_with_gradients
 
 from ..layers import IMPLEMENTATIONS
 
 K = 5
+
+
+@pytest.fixture(params=["plain", "native"])
+def search(request: pytest.FixtureRequest) -> Callable[..., Tensor]:
+    """The operator, by either of its forms."""
+    if request.param == "native" and native.why_not():
+        pytest.skip(f"needs the native library: {native.why_not()}")
+    return native_nearest_euclidean if request.param == "native" else nearest_euclidean
 
 
 def clusters(spread: float, count: int = 6, size: int = 12, width: int = 8) -> Tensor:
@@ -106,13 +115,13 @@ def test_among_so_many_tokens_that_parts_of_them_get_centres_of_their_own(name, 
 
 @pytest.mark.parametrize("stable", [False, True])
 @pytest.mark.parametrize("name", ["far clusters", "clusters in clusters", "duplicates"])
-def test_excluded_keys_do_not_count_as_neighbours_of_a_group(name, stable):
+def test_excluded_keys_do_not_count_as_neighbours_of_a_group(search, name, stable):
     """A group leaves out keys that are further than its k nearest; excluded ones are none of these."""
     torch.manual_seed(0)
     x = MANY[name]()[torch.randperm(1100)]
     tokens, masked = torch.stack([x, x.flip(0)]), torch.rand(2, x.shape[0]) < 0.9
     skip = torch.arange(x.shape[0])
-    found = nearest_euclidean(tokens, tokens, None, None, None, masked, skip, K, stable)
+    found = search(tokens, tokens, None, None, None, masked, skip, K, stable)
     for sample, excluded, index in zip(tokens, masked, found, strict=True):
         exact = torch.cdist(*[sample.double()] * 2, compute_mode="donot_use_mm_for_euclid_dist").square()
         exact = exact.fill_diagonal_(torch.inf).masked_fill(excluded, torch.inf)
@@ -176,7 +185,7 @@ def test_gradients_do_not_lose_digits_to_an_offset(offset, impl):
 @pytest.mark.parametrize("stable", [False, True])
 @pytest.mark.parametrize("blended", [False, True])
 @pytest.mark.parametrize(("spread", "size"), [(1.0, 12), (1e3, 12), (1e7, 12), (1e4, 180)])
-def test_masks_and_own_keys_are_left_out(spread, size, blended, stable):
+def test_masks_and_own_keys_are_left_out(search, spread, size, blended, stable):
     torch.manual_seed(0)
     key = torch.stack([clusters(spread, size=size), clusters(spread, size=size)])
     step, keys = (5, 72) if size == 12 else (1, 1080)
@@ -185,7 +194,7 @@ def test_masks_and_own_keys_are_left_out(spread, size, blended, stable):
     own = own.masked_fill(torch.arange(len(own)) % 3 == 0, -1)
     factor, query_position, key_position = torch.rand(2, 1, 1), torch.rand(len(own), 2), torch.rand(keys, 2)
     blend = (factor, query_position, key_position) if blended else (None, None, None)
-    found = nearest_euclidean(query, key, *blend, masked, own, 8, stable)
+    found = search(query, key, *blend, masked, own, 8, stable)
     for sample in range(2):
         exact = distances(query[sample], key[sample])
         if blended:
@@ -197,10 +206,10 @@ def test_masks_and_own_keys_are_left_out(spread, size, blended, stable):
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.37])  # integers, whose products are exact, and numbers that are none
-def test_equal_distances_go_lowest_index_first_in_a_stable_search(scale):
+def test_equal_distances_go_lowest_index_first_in_a_stable_search(search, scale):
     x = torch.randint(-2, 3, (200, 3), generator=torch.Generator().manual_seed(0)) * scale + 5e3 * scale
     exact = distances(x, x)
-    found = nearest_euclidean(x[None], x[None], None, None, None, None, None, 12, True)[0]
+    found = search(x[None], x[None], None, None, None, None, None, 12, True)[0]
     assert torch.equal(found, exact.sort(dim=1, stable=True).indices[:, :12])
 
 
@@ -220,26 +229,22 @@ def _reduced_precision(request):
 
 
 @pytest.mark.usefixtures("_reduced_precision")
-def test_products_in_reduced_precision_are_not_trusted(monkeypatch):
+def test_products_in_reduced_precision_are_not_trusted(search):
     x = clusters(30.0)
-    rough = ranking.nearest_scores
-    # What a processor that reduces them does: the products of float32 numbers are wrong from the third digit on.
-    monkeypatch.setattr(ranking, "nearest_scores", lambda q, k, *rest, **channels: rough(*(
-        t.bfloat16().float() if t.dtype == torch.float32 else t for t in (q, k)), *rest, **channels))  # fmt: skip
-    found = nearest_euclidean(x[None], x[None], None, None, None, None, None, K, False)[0]
+    found = search(x[None], x[None], None, None, None, None, None, K, False)[0]
     assert_nearest(found, distances(x, x), torch.float32)
 
 
-def test_broken_tokens_do_not_change_the_others():
+def test_broken_tokens_do_not_change_the_others(search):
     torch.manual_seed(0)
     x = torch.randn(1, 50, 4) + 1e4
     x[0, 3], x[0, 9, 0] = torch.inf, -torch.inf
-    index = nearest_euclidean(x, x, None, None, None, None, None, K, False)[0]
+    index = search(x, x, None, None, None, None, None, K, False)[0]
     others = torch.tensor([n for n in range(50) if n not in (3, 9)])
     exact = distances(x[0, others], x[0])
     assert_nearest(index[others], exact, torch.float32)
     x[0, 20] = torch.nan
-    index = nearest_euclidean(x, x, None, None, None, None, None, K, False)[0]
+    index = search(x, x, None, None, None, None, None, K, False)[0]
     assert (index[others[others != 20], 0] == 20).all()
     others = others[others != 20]
     exact = distances(x[0, others], x[0])

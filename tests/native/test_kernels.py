@@ -10,18 +10,27 @@ import torch
 from torch import Tensor
 
 from convnn import native
+from convnn.ops.bags import plain_bag_scatter, plain_bag_sum, plain_pair_distance, plain_pair_product
 from convnn.ops.euclidean import plain_nearest_euclidean
 from convnn.ops.native import (
+    native_bag_scatter,
+    native_bag_sum,
     native_nearest,
     native_nearest_euclidean,
+    native_pair_distance,
+    native_pair_product,
+    native_sampled_mix,
+    native_sampled_mix_backward,
     native_slot_mix,
     native_slot_mix_backward,
 )
 from convnn.ops.nearest import plain_nearest
+from convnn.ops.sampled import plain_sampled_mix, plain_sampled_mix_backward
 from convnn.ops.slots import plain_slot_mix, plain_slot_mix_backward
 
+from .data import assert_sums, layouts, not_finite, of_any_size, whole_numbers
+
 LEVELS = [name for name, reason in native.levels().items() if reason is None]
-INFINITY = float("inf")
 
 pytestmark = pytest.mark.skipif(not LEVELS, reason=f"needs the native library: {native.why_not()}")
 
@@ -48,32 +57,6 @@ SIZES += [(3, 1, 1, 1, 1), (1, 20, 40, 6, 32)]
 MATRICES = [(2, 50, 20, 7, 3), (3, 37, 64, 64, 9), (1, 200, 300, 33, 4), (2, 9, 40, 70, 12), (1, 30, 8, 1001, 4)]
 
 
-def whole_numbers(*shape: int) -> Tensor:
-    """Products of these are exact, and many are equal."""
-    return torch.randint(-2, 3, shape).float()
-
-
-def scatter(x: Tensor, *values: float) -> Tensor:
-    """Put some values among the others."""
-    for value in values:
-        x[torch.rand(x.shape) < 0.3 / x[0].numel() ** 0.9] = value
-    return x
-
-
-def not_finite(*shape: int) -> Tensor:
-    return scatter(whole_numbers(*shape), float("nan"), INFINITY, -INFINITY, -0.0)
-
-
-def of_any_size(*shape: int) -> Tensor:
-    """Squares of these overflow, or vanish, in float32."""
-    return scatter(not_finite(*shape), 3e38, 1e-40)
-
-
-def layouts(x: Tensor) -> list[Tensor]:
-    """The same tokens as rows, as an NCHW map, and as a part of wider rows."""
-    return [x, x.transpose(1, 2).contiguous().transpose(1, 2), torch.cat([x, x], 2)[..., : x.shape[2]]]
-
-
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("draw", [whole_numbers, not_finite])
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
@@ -82,7 +65,7 @@ def test_search(sizes, draw):
     torch.manual_seed(1)
     batch, queries, keys, channels, k = sizes
     query, key = draw(batch, queries, channels), draw(batch, keys, channels)
-    bias = whole_numbers(batch, keys).masked_fill(torch.rand(batch, keys) < 0.2, -INFINITY)
+    bias = whole_numbers(batch, keys).masked_fill(torch.rand(batch, keys) < 0.2, -torch.inf)
     skips = [None, torch.arange(queries) - 1]
     for some, masked, skip in itertools.product([None, bias], [None, torch.rand(batch, keys) < 0.4], skips):
         expected = plain_nearest(query.double(), key.double(), some, masked, skip, k, True)
@@ -136,12 +119,6 @@ def test_euclidean_search(sizes, name):
         torch.testing.assert_close(wide.gather(2, found), wide.gather(2, expected), rtol=1e-14, atol=0, equal_nan=True)
 
 
-def assert_sums(actual: Tensor, exact: Tensor, size: Tensor, terms: int) -> None:
-    """Compare sums of so many terms, whose absolute values add up to ``size``, with the bound of their roundings."""
-    rounding = 0 if actual.dtype == torch.float32 else torch.finfo(actual.dtype).eps * exact.abs() + 1e-7
-    assert ((actual.double() - exact).abs() <= (terms + 2) * 2**-24 * size + rounding).all()
-
-
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("weighted", [False, True])
@@ -183,3 +160,95 @@ def test_repeatable():
     for _ in range(5):
         again = native_slot_mix_backward(grad, value, weight, index, None, 1)
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+# B, queries, rows, C, k: vectors that are cut, more queries and channels than are scattered at a time, one of each.
+BAGS = [(2, 50, 30, 7, 3), (1, 150, 90, 130, 9), (3, 1, 1, 1, 1), (1, 70, 40, 64, 4)]
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("sizes", BAGS, ids=str)
+def test_sums_of_rows_and_products_of_pairs(sizes, weighted, dtype):
+    batch, queries, rows, channels, k = sizes
+    table, source = torch.randn(batch, rows, channels).to(dtype), torch.randn(batch, queries, channels).to(dtype)
+    index = torch.randint(0, rows, (batch, queries, k))
+    index[:, ::3, 0] = 0  # a row that many queries chose
+    weight = torch.randn(index.shape).to(dtype) if weighted else None
+    for t, s in zip(layouts(table), layouts(source), strict=True):
+        for native_form, plain, tokens, rest, terms in (
+            (native_bag_sum, plain_bag_sum, (t,), (index, weight), k),
+            (native_bag_scatter, plain_bag_scatter, (s,), (index, weight, rows), queries * k),
+            (native_pair_product, plain_pair_product, (s, t), (index,), channels),
+            (native_pair_distance, plain_pair_distance, (s, t), (index,), 3 * channels),
+        ):
+            wide, sizes_of = ([None if x is None else x.double() for x in given] for given in (tokens, tokens))
+            others = [x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in rest]
+            exact = plain(*wide, *others)
+            absolute = [x.abs() if isinstance(x, Tensor) and x.is_floating_point() else x for x in others]
+            signs = [1, -1] if plain is plain_pair_distance else [1, 1]  # |q - t| is at most |q| + |t|
+            size = plain(*(sign * x.abs() for sign, x in zip(signs, sizes_of, strict=False)), *absolute)
+            assert_sums(native_form(*tokens, *rest), exact, size, terms)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize(("channels", "out", "groups"), [(70, 70, 70), (12, 6, 3), (6, 12, 6)])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_slot_matrices_in_groups(channels, out, groups, weighted):
+    value, weight = torch.randn(2, 300, channels), torch.randn(out, channels // groups, 5)
+    index, grad = torch.randint(0, 300, (2, 310, 5)), torch.randn(2, 310, out)
+    rho = torch.rand(index.shape) if weighted else None
+    wide = [None if x is None else x.double() for x in (grad, value, weight, rho)]
+    size = [None if x is None else x.abs() for x in wide]
+    exact, bound = (plain_slot_mix(x[1], x[2], index, x[3], groups) for x in (wide, size))
+    gradients, bounds = (plain_slot_mix_backward(*x[:3], index, x[3], groups) for x in (wide, size))
+    for x, g in zip(layouts(value), layouts(grad), strict=True):
+        assert_sums(native_slot_mix(x, weight, index, rho, groups), exact, bound, 10 * channels)
+        for result in zip(native_slot_mix_backward(g, x, weight, index, rho, groups), gradients, bounds, strict=True):
+            assert_sums(*result, 2 * 310 * 5)
+
+
+GRIDS = {"whole": [6, 9, 6, 9, 0, 0, 1, 1], "inside": [6, 9, 2, 4, 2, 3, 1, 1], "thinned": [6, 9, 3, 3, 1, 0, 2, 3]}
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("channels_first", [False, True])
+@pytest.mark.parametrize("others", [0, 4])
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+def test_few_candidates(grid, others, channels_first):
+    value, slots, bias = torch.randn(3, 54, 20), torch.randn(others + 1, 33, 20), torch.randn(33)
+    queries, candidates = grid[2] * grid[3], torch.tensor([3, -1, 53, 7, -1, 20])
+    index, grad = torch.randint(0, 6, (3, queries, others)), torch.randn(3, queries, 33)
+    rest = (candidates, index, grid, channels_first)
+    wide = [x.double() for x in (value, slots, bias, grad)]
+    size = [x.abs() for x in wide]
+    exact, bound = (plain_sampled_mix(*x[:3], *rest) for x in (wide, size))
+    gradients, bounds = (plain_sampled_mix_backward(x[3], x[0], x[1], *rest, True) for x in (wide, size))
+    for x, g in zip(layouts(value), layouts(grad), strict=True):
+        found = native_sampled_mix(x, slots, bias, *rest)
+        assert found.stride() == exact.stride()
+        assert_sums(found, exact, bound, 2 * (others + 1) * 20)
+        for result in zip(native_sampled_mix_backward(g, x, slots, *rest, True), gradients, bounds, strict=True):
+            assert_sums(*result, 2 * 3 * queries * (others + 1))
+        assert native_sampled_mix_backward(g, x, slots, *rest, False)[0].numel() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_does_not_reach_the_kernels(dtype):
+    """Their products are in float32 at the addresses of float32 tensors."""
+    value, slots = torch.randn(2, 54, 20), torch.randn(3, 8, 20)
+    rest = (None, torch.tensor([3, 5]), torch.randint(0, 2, (2, 54, 2)), GRIDS["whole"], False)
+    expected = native_sampled_mix(value, slots, *rest)
+    with torch.autocast("cpu", dtype):
+        assert torch.equal(native_sampled_mix(value, slots, *rest), expected)
+
+
+def test_sums_do_not_depend_on_the_number_of_threads():
+    source, index = torch.randn(1, 500, 40), torch.randint(0, 50, (1, 500, 9))
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 2, 3, 8):
+        torch.set_num_threads(threads)
+        found.append(native_bag_scatter(source, index, None, 50))
+    torch.set_num_threads(before)
+    assert all(torch.equal(x, found[0]) for x in found)

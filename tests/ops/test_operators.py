@@ -17,8 +17,6 @@ from convnn.ops.slots import slot_mix, slot_mix_backward
 
 B, M, N, C, K = 2, 7, 5, 3, 4
 
-pytestmark = pytest.mark.usefixtures("implementation")
-
 
 def real(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, requires_grad=True)

@@ -7,8 +7,7 @@ import torch
 from torch._library.simple_registry import singleton
 from torch.utils.flop_counter import flop_registry
 
-from convnn.ops.bags import pair_product
-from convnn.ops.cpu.bags import pair_products
+from convnn.ops.bags import pair_product, plain_pair_product
 from convnn.ops.linear import linear
 from convnn.ops.registry import PLAIN_FORMS, kernel, owned
 from convnn.ops.sampled import sampled_mix
@@ -26,11 +25,11 @@ def test_every_operator_has_a_plain_form_and_is_tested() -> None:
 
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_every_operator_is_complete(name: str) -> None:
-    """A fake, a formula of FLOPs, a rule for transforms, a kernel for CPUs and what runs elsewhere."""
+    """A fake, a formula of FLOPs, a rule for transforms, what runs everywhere, and a kernel of each native form."""
     qualified = f"convnn::{name}"
     assert singleton.find(qualified).fake_impl.kernel is not None
     assert getattr(torch.ops.convnn, name) in flop_registry
-    assert torch._C._dispatch_has_kernel_for_dispatch_key(qualified, "CPU")
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(qualified, "CPU") == name.startswith("native_")
     assert torch._C._dispatch_has_kernel_for_dispatch_key(qualified, "CompositeExplicitAutograd")
     transforms = ("FuncTorchBatched", "FuncTorchDynamicLayerFrontMode")
     assert any(torch._C._dispatch_has_kernel_for_dispatch_key(qualified, key) for key in transforms)
@@ -44,11 +43,10 @@ def test_a_kernel_is_one_function() -> None:
     try:
         assert (pair_product(query, table, index) == 7).all()
     finally:
-        kernel(pair_product, "cpu")(pair_products)
+        kernel(pair_product, "cpu")(plain_pair_product)
     assert torch.equal(pair_product(query, table, index), before)
 
 
-@pytest.mark.usefixtures("implementation")
 @pytest.mark.parametrize("channels_first", [False, True])
 def test_results_may_be_modified_in_place(channels_first: bool) -> None:
     value, slots = torch.randn(2, 6, 3, requires_grad=True), torch.randn(3, 4, 3, requires_grad=True)

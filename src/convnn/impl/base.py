@@ -29,6 +29,10 @@ class Implementation(ABC):
     saves_output: ClassVar[bool] = False
     keeps_tangents: ClassVar[bool] = True
 
+    def why(self, problem: Problem) -> str:
+        """Return why ``impl="auto"`` takes this implementation for a problem that it can run."""
+        return self.reason
+
     @abstractmethod
     def why_not(self, problem: Problem) -> str | None:
         """Return the reason why this implementation cannot run a problem, or None; reads shapes and options only."""

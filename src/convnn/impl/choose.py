@@ -51,7 +51,7 @@ def choose(impl: str, problem: Problem) -> tuple[Implementation, Choice]:
         if why_not is not None:
             reasons.append(why_not if impl != "auto" else f"not {each.name}: {why_not}")
             continue
-        why = "asked for" if impl != "auto" else each.reason
+        why = "asked for" if impl != "auto" else each.why(problem)
         return each, Choice(each.name, f"{why} ({'; '.join(reasons)})" if reasons else why)
     expected = f"an implementation that can run this ({impl!r} cannot: {'; '.join(reasons)})"
     raise invalid("impl", expected, repr(impl), "use impl='auto'")

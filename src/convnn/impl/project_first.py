@@ -17,8 +17,8 @@ from .. import _plan as plan
 from .._precision import autocast_dtype
 from ..maps import QueryGrid
 from ..ops import short_softmax
-from ..ops.bags import bag_sum, slot_rows
-from ..ops.sampled import gather_or_zero, query_rows, sampled_mix
+from ..ops.bags import slot_rows
+from ..ops.sampled import gather_or_zero, query_rows
 from ..ops.slots import project
 from ..stages import geometry
 from ..types import Blend, Gather, Grid, Neighbors, Problem, Search
@@ -31,6 +31,11 @@ class ProjectFirst(Implementation):
     name = "project_first"
     reason = "few candidates: the slot matrices are applied to them before they are gathered"
     keeps_tangents = False
+
+    def why(self, problem: Problem) -> str:
+        """Return why it is taken, and what runs it."""
+        why_not = nearest.why_not_native(problem)
+        return f"{self.reason}; by {'the native library' if why_not is None else f'PyTorch: {why_not}'}"
 
     def why_not(self, problem: Problem) -> str | None:
         """Return why projecting the candidates first is not possible, or None."""
@@ -58,14 +63,15 @@ class ProjectFirst(Implementation):
 
     def aggregate(self, search: Search, gather: Gather) -> Tensor:
         """Search among the candidates, project them, and gather the projections."""
+        operators = _operators(search, gather)
         if not _takes_indices(search, gather):
-            neighbors = nearest.neighbors(search)
+            neighbors = nearest.neighbors(search, operators)
             others = plan.index_among(neighbors.index[..., 1:], _candidate_keys(search), search.keys)
-            return _mix(search, gather, others, neighbors)
-        others = nearest.among_candidates(search)
+            return _mix(search, gather, others, neighbors, operators)
+        others = nearest.among_candidates(search, operators)
         if gather.groups == 1 and isinstance(search.query_index, QueryGrid):
-            return _mix_map(search, gather, others, (0,) * len(search.grid), by_channels=False)
-        return _mix(search, gather, others, None)
+            return _mix_map(search, gather, others, (0,) * len(search.grid), operators, by_channels=False)
+        return _mix(search, gather, others, None, operators)
 
     def aggregate_map(self, search: Search, gather: Gather) -> Tensor:
         """Aggregate on the map as it is; of its padding only candidates are gathered, as zeros."""
@@ -80,8 +86,9 @@ class ProjectFirst(Implementation):
             )
             queries = dataclasses.replace(described.queries, offset=inside)
             search = search._replace(query=geometry.to_tokens(geometry.subsample(x, queries)))
-        others = nearest.among_tokens(search, gather_or_zero(search.key.detach(), keys))
-        out = _mix_map(search, gather, others, described.padding, by_channels=not described.channels_last)
+        operators = _operators(search, gather)
+        others = nearest.among_tokens(search, gather_or_zero(search.key.detach(), keys), operators)
+        out = _mix_map(search, gather, others, described.padding, operators, by_channels=not described.channels_last)
         return geometry.view_map(out, described.queries.shape)
 
 
@@ -98,7 +105,17 @@ def _candidate_keys(problem: Search) -> Tensor:
     return keys
 
 
-def _mix(problem: Search, aggregation: Gather, others: Tensor, neighbors: Neighbors | None) -> Tensor:
+def _operators(search: Search, gather: Gather) -> nearest.Operators:
+    return nearest.PLAIN if nearest.why_not_native(Problem(search, gather)) else nearest.NATIVE
+
+
+def _mix(
+    problem: Search,
+    aggregation: Gather,
+    others: Tensor,
+    neighbors: Neighbors | None,
+    operators: nearest.Operators,
+) -> Tensor:
     """Aggregate the query's own token in slot 0 and the candidates ``others`` ``(B, N, k - 1)`` in the others.
 
     The similarities of ``neighbors``, if given, weight them.
@@ -116,12 +133,18 @@ def _mix(problem: Search, aggregation: Gather, others: Tensor, neighbors: Neighb
     if problem.k > 1:
         keys = _candidate_keys(problem)
         projected, rows = project(value.index_select(1, keys), rest, groups), slot_rows(others, keys.shape[0])
-        mixed = mixed + bag_sum(projected, rows, None if rho is None else rho[..., 1:])
+        mixed = mixed + operators.bag_sum(projected, rows, None if rho is None else rho[..., 1:])
     return mixed if bias is None else mixed + bias.to(dtype)
 
 
 def _mix_map(
-    problem: Search, aggregation: Gather, others: Tensor, padding: tuple[int, ...], *, by_channels: bool
+    problem: Search,
+    aggregation: Gather,
+    others: Tensor,
+    padding: tuple[int, ...],
+    operators: nearest.Operators,
+    *,
+    by_channels: bool,
 ) -> Tensor:
     """Aggregate as ``_mix`` the tokens ``(B, M, C)`` of a map without its padding of zeros, which positions count.
 
@@ -135,7 +158,7 @@ def _mix_map(
     offset = [start - amount for start, amount in zip(queries.offset, padding, strict=True)]
     slots = geometry.match_gradient_layout(weight).to(dtype).permute(2, 0, 1).contiguous()
     keys = geometry.without_padding(_candidate_keys(problem), problem.grid, padding)
-    mixed: Tensor = sampled_mix(
+    mixed: Tensor = operators.sampled_mix(
         aggregation.value.to(dtype), slots, None if bias is None else bias.to(dtype), keys, others,
         [*grid, *queries.shape, *offset, *queries.stride], by_channels,
     )  # fmt: skip

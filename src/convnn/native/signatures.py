@@ -50,9 +50,19 @@ class SlotsProblem(_Problem):
     """``struct convnn_slots``."""
 
     _fields_ = _fields(
-        "batch queries values channels out k",
-        "value weight rho grad index result grad_value grad_weight grad_rho",
+        "batch queries values channels out k added_rows added_k",
+        "value weight rho grad index bias added added_index result grad_value grad_weight grad_rho",
         "value_stride weight_stride grad_stride result_stride grad_value_stride grad_weight_stride",
+    )
+
+
+class BagsProblem(_Problem):
+    """``struct convnn_bags``."""
+
+    _fields_ = _fields(
+        "batch queries rows channels k by_slot",
+        "table source weight vectors index result",
+        "table_stride source_stride",
     )
 
 
@@ -60,6 +70,7 @@ STRUCTURES: dict[str, type[ctypes.Structure]] = {
     "search": SearchProblem,
     "euclidean": EuclideanProblem,
     "slots": SlotsProblem,
+    "bags": BagsProblem,
 }
 """The structures ``convnn_<name>``; a test compares their fields with the header."""
 
@@ -69,6 +80,11 @@ KERNELS: dict[str, tuple[Any, ...]] = {
     "search_euclidean": (POINTER,),
     "slot_mix": (POINTER,),
     "slot_mix_backward": (POINTER,),
+    "bag_sum": (POINTER,),
+    "bag_scatter": (POINTER,),
+    "pair_product": (POINTER,),
+    "pair_distance": (POINTER,),
+    "vector_gradient": (POINTER,),
 }
 """The arguments of ``convnn_<name>``, in their order; a test compares them with the header."""
 

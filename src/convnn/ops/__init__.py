@@ -1,5 +1,5 @@
 """Custom operators, opaque to the compiler and differentiable: one file each, and their kernels by type of device."""
 
-from .cpu.softmax import short_softmax
+from .softmax import short_softmax
 
 __all__ = ["short_softmax"]

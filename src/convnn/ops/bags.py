@@ -9,7 +9,8 @@ pair_distance out[b,n,m] = |query[b,n] - table[b, I[b,n,m]]|^2
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -67,41 +68,55 @@ def plain_pair_distance(query: Tensor, table: Tensor, index: Tensor) -> Tensor:
     return (query.unsqueeze(2) - gather(table, index)).square().sum(-1)
 
 
-def _bag_sum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    table, index, weight = ctx.saved_tensors
-    grad_table = bag_scatter(grad, index, weight, table.shape[1]) if ctx.needs_input_grad[0] else None
-    grad_weight = pair_product(grad, table, index).to(weight.dtype) if ctx.needs_input_grad[2] else None
-    return grad_table, None, grad_weight
+class Bags(NamedTuple):
+    """The four operators of one kind, or something of each of them."""
+
+    sum: Callable[..., Any]
+    scatter: Callable[..., Any]
+    product: Callable[..., Any]
+    distance: Callable[..., Any]
 
 
-def _bag_scatter_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    source, index, weight = ctx.saved_tensors
-    grad_source = bag_sum(grad, index, weight) if ctx.needs_input_grad[0] else None
-    grad_weight = pair_product(source, grad, index).to(weight.dtype) if ctx.needs_input_grad[2] else None
-    return grad_source, None, grad_weight, None
+def derivatives(operators: Callable[[], Bags]) -> Bags:
+    """Return the backward passes of the four operators, which call operators of the same kind.
 
+    ``operators`` is called at the first backward pass, when all four are defined.
+    """
 
-def _pair_product_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    query, table, index = ctx.saved_tensors
-    grad_query = bag_sum(table, index, grad) if ctx.needs_input_grad[0] else None
-    grad_table = bag_scatter(query, index, grad, table.shape[1]) if ctx.needs_input_grad[1] else None
-    return grad_query, grad_table, None
+    def of_sum(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        table, index, weight = ctx.saved_tensors
+        grad_table = operators().scatter(grad, index, weight, table.shape[1]) if ctx.needs_input_grad[0] else None
+        grad_weight = operators().product(grad, table, index).to(weight.dtype) if ctx.needs_input_grad[2] else None
+        return grad_table, None, grad_weight
 
+    def of_scatter(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        source, index, weight = ctx.saved_tensors
+        grad_source = operators().sum(grad, index, weight) if ctx.needs_input_grad[0] else None
+        grad_weight = operators().product(source, grad, index).to(weight.dtype) if ctx.needs_input_grad[2] else None
+        return grad_source, None, grad_weight, None
 
-def _pair_distance_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    query, table, index = ctx.saved_tensors
-    grad_query = grad_table = None
-    # Differences of sums: in float32, coordinates that are large beside the distances would drown them.
-    dtype = wide_dtype(query.device)
-    wide, wide_table, wide_grad = query.to(dtype), table.to(dtype), grad.to(dtype)
-    if ctx.needs_input_grad[0]:
-        summed = bag_sum(wide_table, index, wide_grad)
-        grad_query = (2 * (wide * wide_grad.sum(-1, keepdim=True) - summed)).to(query.dtype)
-    if ctx.needs_input_grad[1]:
-        total = bag_scatter(torch.ones_like(wide[..., :1]), index, wide_grad, table.shape[1])
-        scattered = bag_scatter(wide, index, wide_grad, table.shape[1])
-        grad_table = (2 * (wide_table * total - scattered)).to(table.dtype)
-    return grad_query, grad_table, None
+    def of_product(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, table, index = ctx.saved_tensors
+        grad_query = operators().sum(table, index, grad) if ctx.needs_input_grad[0] else None
+        grad_table = operators().scatter(query, index, grad, table.shape[1]) if ctx.needs_input_grad[1] else None
+        return grad_query, grad_table, None
+
+    def of_distance(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, table, index = ctx.saved_tensors
+        grad_query = grad_table = None
+        # Differences of sums: in float32, coordinates that are large beside the distances would drown them.
+        dtype = wide_dtype(query.device)
+        wide, wide_table, wide_grad = query.to(dtype), table.to(dtype), grad.to(dtype)
+        if ctx.needs_input_grad[0]:
+            summed = operators().sum(wide_table, index, wide_grad)
+            grad_query = (2 * (wide * wide_grad.sum(-1, keepdim=True) - summed)).to(query.dtype)
+        if ctx.needs_input_grad[1]:
+            total = operators().scatter(torch.ones_like(wide[..., :1]), index, wide_grad, table.shape[1])
+            scattered = operators().scatter(wide, index, wide_grad, table.shape[1])
+            grad_table = (2 * (wide_table * total - scattered)).to(table.dtype)
+        return grad_query, grad_table, None
+
+    return Bags(of_sum, of_scatter, of_product, of_distance)
 
 
 def weighted_rows_flops(rows: Shape, index: Shape, weight: Shape | None, *_: Any, **__: Any) -> int:
@@ -118,30 +133,32 @@ def pairs_flops(query: Shape, table: Shape, index: Shape, **_: Any) -> int:
     return 2 * math.prod(index) * query[2]
 
 
+_backward = derivatives(lambda: PLAIN)
 bag_sum = define(
     plain_bag_sum,
     portable=in_tiles(plain_bag_sum, ("b", "bn", "bn"), lambda table, index, _: index.shape[2] * table.shape[2]),
     fake=lambda table, index, weight: table.new_empty(index.shape[0], index.shape[1], table.shape[2]),
     flops=weighted_rows_flops,
-    backward=_bag_sum_backward,
+    backward=_backward.sum,
 )
 bag_scatter = define(
     plain_bag_scatter,
     fake=lambda source, index, weight, rows: source.new_empty(source.shape[0], rows, source.shape[2]),
     flops=weighted_rows_flops,
-    backward=_bag_scatter_backward,
+    backward=_backward.scatter,
 )
 pair_product = define(
     plain_pair_product,
     portable=in_tiles(plain_pair_product, ("bn", "b", "bn"), _numbers),
     fake=lambda query, table, index: query.new_empty(index.shape),
     flops=pairs_flops,
-    backward=_pair_product_backward,
+    backward=_backward.product,
 )
 pair_distance = define(
     plain_pair_distance,
     portable=in_tiles(plain_pair_distance, ("bn", "b", "bn"), _numbers),
     fake=lambda query, table, index: query.new_empty(index.shape),
     flops=pairs_flops,
-    backward=_pair_distance_backward,
+    backward=_backward.distance,
 )
+PLAIN: Bags = Bags(bag_sum, bag_scatter, pair_product, pair_distance)

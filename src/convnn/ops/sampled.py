@@ -8,7 +8,7 @@ map, stored channels-last or, as in an NCHW map, channels-first; results have th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -108,12 +108,17 @@ def plain_sampled_mix_backward(
     return _stored(grad_value, channels_first), torch.stack(grad_slots)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    for_value, _, for_bias = ctx.needs_input_grad[:3]
-    value, slots, _, *indices = ctx.saved_tensors
-    grad_value, grad_slots = sampled_mix_backward(*(grad, value, slots, *indices, *ctx.settings, for_value))
-    grad_bias = grad.sum((0, 1)) if for_bias else None
-    return grad_value if for_value else None, grad_slots, grad_bias, None, None, None, None
+def gradient_by(operator: Callable[[], Callable[..., tuple[Tensor, Tensor]]]) -> Callable[..., Any]:
+    """Return the backward pass of ``sampled_mix`` that calls an operator, which is asked for at the first call."""
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        for_value, _, for_bias = ctx.needs_input_grad[:3]
+        value, slots, _, *indices = ctx.saved_tensors
+        grad_value, grad_slots = operator()(*(grad, value, slots, *indices, *ctx.settings, for_value))
+        grad_bias = grad.sum((0, 1)) if for_bias else None
+        return grad_value if for_value else None, grad_slots, grad_bias, None, None, None, None
+
+    return backward
 
 
 def _flops(value: Shape, slots: Shape, bias: Any, candidates: Shape, index: Shape, *_: Any, **__: Any) -> int:
@@ -121,11 +126,15 @@ def _flops(value: Shape, slots: Shape, bias: Any, candidates: Shape, index: Shap
     return 2 * index[0] * (index[1] + candidates[0] * (k - 1)) * out * channels
 
 
+def _sampled_mix_backward() -> Callable[..., tuple[Tensor, Tensor]]:
+    return sampled_mix_backward
+
+
 sampled_mix = define(
     plain_sampled_mix,
     fake=lambda value, slots, bias, _, index, *layout: empty_tokens(value, index.shape[1], slots.shape[1], layout[1]),
     flops=_flops,
-    backward=_backward,
+    backward=gradient_by(_sampled_mix_backward),
 )
 sampled_mix_backward = define(
     plain_sampled_mix_backward,

@@ -10,8 +10,8 @@ from typing import Any, ParamSpec, cast
 import torch
 from torch import Tensor
 
-# Numbers held at a time: 32 MiB of float64. A device is busy with so many, and has memory for several times as many.
-TILE_NUMBERS = 1 << 22
+# Numbers held at a time: 16 MiB of float64. A device is busy with so many, and has memory for several times as many.
+TILE_NUMBERS = 1 << 21
 
 P = ParamSpec("P")
 

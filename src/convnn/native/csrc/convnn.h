@@ -35,15 +35,30 @@ struct convnn_euclidean {
 };
 
 /* Aggregation by slot matrices: result[n] = sum over m < k of rho[n,m] W_m value[index[n,m]], and its gradients, of which
- * those that are NULL are not computed. */
+ * those that are NULL are not computed. Forward, the bias is added, and row added_index[n,m] * added_k + m of a table
+ * for every m < added_k. */
 struct convnn_slots {
-    int64_t batch, queries, values, channels, out, k;
+    int64_t batch, queries, values, channels, out, k, added_rows, added_k;
     const float *value, *weight, *rho, *grad; /* (B, values, C), (out, C, k), (B, queries, k), (B, queries, out) */
     const int64_t *index;                     /* (B, queries, k) */
+    const float *bias, *added;                /* (out), (B, added_rows, out), or NULL */
+    const int64_t *added_index;               /* (B, queries, added_k) */
     float *result;                            /* (B, queries, out) */
     float *grad_value, *grad_weight, *grad_rho;
     int64_t value_stride[3], weight_stride[3], grad_stride[3], result_stride[3];
     int64_t grad_value_stride[3], grad_weight_stride[3];
+};
+
+/* Rows of a table by index, one bag of k a query: bags.h has the sums that use it. Of every tensor but the source of a
+ * scatter the channels are contiguous. */
+struct convnn_bags {
+    int64_t batch, queries, rows, channels, k;
+    int64_t by_slot;               /* 1: row index * k + m of the table, in place of row index */
+    const float *table, *source;   /* (B, rows, C), (B, queries, C) */
+    const float *weight, *vectors; /* (B, queries, k), (k, C), or NULL for ones */
+    const int64_t *index;          /* (B, queries, k) */
+    float *result;                 /* contiguous: (B, queries, C), (B, rows, C), (B, queries, k) or (k, C) */
+    int64_t table_stride[3], source_stride[3];
 };
 
 /* ------------------------------------------------------------------------------------------------------- the kernels
@@ -57,7 +72,12 @@ struct convnn_slots {
     KERNEL(search, (const struct convnn_search *problem), (problem))                                                   \
     KERNEL(search_euclidean, (const struct convnn_euclidean *problem), (problem))                                      \
     KERNEL(slot_mix, (const struct convnn_slots *problem), (problem))                                                  \
-    KERNEL(slot_mix_backward, (const struct convnn_slots *problem), (problem))
+    KERNEL(slot_mix_backward, (const struct convnn_slots *problem), (problem))                                         \
+    KERNEL(bag_sum, (const struct convnn_bags *problem), (problem))                                                    \
+    KERNEL(bag_scatter, (const struct convnn_bags *problem), (problem))                                                \
+    KERNEL(pair_product, (const struct convnn_bags *problem), (problem))                                               \
+    KERNEL(pair_distance, (const struct convnn_bags *problem), (problem))                                              \
+    KERNEL(vector_gradient, (const struct convnn_bags *problem), (problem))
 
 #define CONVNN_DECLARE(name, parameters, arguments) CONVNN_API int convnn_##name parameters;
 CONVNN_KERNELS(CONVNN_DECLARE)

@@ -29,6 +29,7 @@ static int64_t images_at_a_time(int64_t batch, int64_t numbers) {
 #include "product.h"
 #include "slots.h"
 #include "slots_backward.h"
+#include "bags.h"
 
 const struct kernels LEVEL_NAME(convnn_kernels) = {
 #define CONVNN_ENTRY(name, parameters, arguments) .name = name,

@@ -78,6 +78,20 @@ static void copy_values(SlotsTask *task) {
 
 static inline float rho_at(const struct convnn_slots *p, int64_t at) { return p->rho ? p->rho[at] : 1; }
 
+/* out (count, width) = the bias and the added rows of the queries `row` and following, numbered through the batch. */
+static void begin_with(const struct convnn_slots *p, int64_t row, int64_t count, float *out, int64_t width) {
+    for (int64_t r = 0; r < count; r++, row++) {
+        float *restrict to = out + r * width;
+        const float *table = p->added + row / p->queries * p->added_rows * p->out;
+        if (p->bias) memcpy(to, p->bias, (size_t)p->out * sizeof(float));
+        else memset(to, 0, (size_t)p->out * sizeof(float));
+        for (int64_t m = 0; m < p->added_k; m++) {
+            const float *restrict from = table + (p->added_index[row * p->added_k + m] * p->added_k + m) * p->out;
+            for (int64_t o = 0; o < p->out; o++) to[o] += from[o];
+        }
+    }
+}
+
 /* The rows first .. first + BLOCK of a group of images, numbered through. */
 static void forward_block(const SlotsTask *task, int64_t first, float *rows, float *out) {
     const struct convnn_slots *p = task->p;
@@ -92,7 +106,7 @@ static void forward_block(const SlotsTask *task, int64_t first, float *rows, flo
             hold(rows, r, m * p->channels, x + p->index[at] * stride, p->channels, rho_at(p, at));
         }
     }
-    memset(out, 0, (size_t)(blocks * MR * width) * sizeof(float));
+    begin_with(p, task->first_image * p->queries + first, count, out, width);
     add_block(rows, blocks, K, task->panels, K, 0, out, width);
     for (int64_t r = 0; r < count;) { /* image by image */
         int64_t image = (first + r) / p->queries, row = (first + r) % p->queries;

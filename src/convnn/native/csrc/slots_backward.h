@@ -71,7 +71,10 @@ static void backward_block(const SlotsTask *task, int64_t first, BackwardMemory 
         int64_t local = (first + r) / p->values;
         const float *x = rows_of(p->value, p->value_stride, task->x, task->first_image + local, local, p->values,
                                  p->channels, &stride);
-        memcpy(memory->x + r * wide, x + (first + r) % p->values * stride, (size_t)p->channels * sizeof(float));
+        int64_t j = (first + r) % p->values;
+        const int32_t *starts = task->starts + local * (p->values + 1);
+        if (starts[j] < starts[j + 1]) memcpy(memory->x + r * wide, x + j * stride, (size_t)p->channels * sizeof(float));
+        else memset(memory->x + r * wide, 0, (size_t)p->channels * sizeof(float)); /* it may be NaN: 0 NaN is no 0 */
     }
     if (p->grad_value) memset(memory->dx, 0, (size_t)(BLOCK * wide) * sizeof(float));
     for (int64_t slot = 0; slot < p->k; slot += step) {

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from convnn.ops.cpu.softmax import short_softmax
+from convnn.ops.softmax import short_softmax
 
-from ...operators import derivatives
+from ..operators import derivatives
 
 
 def definition(x: Tensor) -> Tensor:

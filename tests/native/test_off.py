@@ -1,20 +1,23 @@
-"""A layer computes the same on a device that has no kernel of ours."""
+"""Without the library every layer runs in plain PyTorch and computes the same."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from convnn import native
 from convnn.testing import assert_close, layer_with_gradients
 
 from ..layers import LAYERS, example, make
-from ..operators import kernels
 
 
 @pytest.mark.parametrize("samples", [2, 0])
 @pytest.mark.parametrize("name", LAYERS)
 def test_outputs_and_gradients(name: str, samples: int) -> None:
-    layer, x = make(name).double().eval(), example(name, batch=samples, dtype=torch.float64)
-    expected = layer_with_gradients(layer, x)
-    with kernels(False):
+    layer, x = make(name).eval(), example(name, batch=samples)
+    expected = layer_with_gradients(layer.double(), x.double())
+    layer.float()
+    with native.at_level("off"):
+        assert native.why_not() is not None
         assert_close(layer_with_gradients(layer, x), expected)
+    assert x.dtype == torch.float32
