@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict
 
 import pytest
@@ -189,3 +190,21 @@ child("own")
 def test_after_a_fork(library):
     done = started("auto", FORK)
     assert done.stdout.splitlines() == ["before 0", "torch 0 True", "own 0 True"], done.stderr
+
+
+def threads_of_a_child() -> tuple[bool, bool]:
+    """Whether this process, and a fork of it, run kernels on PyTorch's threads."""
+    here = native.on_torch_threads()
+    process = os.fork()
+    if process == 0:
+        os._exit(native.on_torch_threads())
+    return here, bool(os.waitpid(process, 0)[1])
+
+
+@pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_methods(), reason="needs a forkserver")
+def test_children_of_a_forkserver_keep_the_threads(library):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["convnn.native"])
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        here, after = pool.submit(threads_of_a_child).result(60)
+    assert (here, after) == (native.on_torch_threads(), False)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..knn import knn_search
 from ..nn import HybridConvNN2d
-from ..ops.nearest import nearest
+from ..ops.native import native_nearest
 from .steps import Function, Maker, Step, features, step_of
 
 K = 9
@@ -137,7 +137,7 @@ def _distances_and_topk(tokens: Tensor) -> object:
 def search_around_one_center(tokens: Tensor) -> Tensor:
     """Search by float32 products alone, which is exact only for tokens around one point."""
     around = tokens - tokens.mean(1, keepdim=True)
-    return nearest(around, around, -0.5 * around.square().sum(-1), None, None, K, False)
+    return native_nearest(around, around, -0.5 * around.square().sum(-1), None, None, K, False)
 
 
 def _torch_cluster(tokens: Tensor) -> object:

@@ -6,6 +6,7 @@ import ctypes
 import functools
 import os
 import platform
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,7 +42,8 @@ class _State:
     def __init__(self) -> None:
         self.loaded: _Loaded | None = None
         self.loading = threading.Lock()  # two threads must not load it at once
-        self.forked = False
+        self.forked = False  # PyTorch's threads may be lost
+        self.served = False  # a child of a forkserver, which had started none
         self.off = ""  # the reason that at_level("off") gives
 
 
@@ -103,7 +105,7 @@ def levels() -> dict[str, str | None]:
 
 
 def on_torch_threads() -> bool:
-    """Return True if the kernels run on PyTorch's threads: where it lends them, but not after a fork.
+    """Return True if the kernels run on PyTorch's threads, where it lends them; after a fork, if a forkserver's.
 
     >>> on_torch_threads() in (True, False)
     True
@@ -216,9 +218,21 @@ def torch_addresses() -> tuple[int | None, int | None]:
     return None, None
 
 
+def _is_forkserver() -> bool:
+    return any("multiprocessing.forkserver import main" in word for word in sys.orig_argv)
+
+
 def _after_fork() -> None:
-    """Leave PyTorch's threads in a child: GNU's OpenMP waits for ever for those of the parent, which are not there."""
-    _state.forked, _state.loading = True, threading.Lock()
+    """Leave PyTorch's threads in a child: GNU's OpenMP waits for ever for those of the parent, which are not there.
+
+    The server of ``multiprocessing``'s forkserver has started none: its children keep them. Threads of our own would
+    compete with PyTorch's, which wait for work on a processor of their own.
+    """
+    _state.loading = threading.Lock()
+    if not _state.forked and not _state.served and _is_forkserver():
+        _state.served = True
+        return
+    _state.forked = True
     if _state.loaded is not None and _state.loaded.library is not None:
         _state.loaded.library.convnn_use_torch(None, torch_addresses()[1])
 

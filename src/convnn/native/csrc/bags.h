@@ -50,10 +50,18 @@ static void bag_sum_range(int64_t begin, int64_t end, void *context) {
     const struct convnn_bags *p = context;
     for (int64_t row = begin; row < end; row++) {
         float *out = p->result + row * p->channels;
-        memset(out, 0, (size_t)p->channels * sizeof(float));
-        for (int64_t m = 0; m < p->k; m++) {
-            int64_t at = row * p->k + m;
-            add_row(out, table_of(p, row / p->queries, at), vector_of(p, m), bag_weight(p, at), p->channels);
+        const float *start = NULL;
+        for (int64_t first = row * p->k; first < (row + 1) * p->k; first += ROWS) {
+            const float *from[ROWS];
+            int64_t left = (row + 1) * p->k - first, count = left < ROWS ? left : ROWS;
+            for (int64_t i = 0; i < count; i++) from[i] = table_of(p, row / p->queries, first + i);
+            if (!p->vectors) sum_rows(out, start, from, p->weight ? p->weight + first : NULL, count, p->channels);
+            else {
+                if (!start) memset(out, 0, (size_t)p->channels * sizeof(float));
+                for (int64_t i = 0; i < count; i++)
+                    add_row(out, from[i], vector_of(p, (first + i) % p->k), bag_weight(p, first + i), p->channels);
+            }
+            start = out;
         }
     }
 }

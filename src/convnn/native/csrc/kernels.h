@@ -24,9 +24,9 @@ static int64_t images_at_a_time(int64_t batch, int64_t numbers) {
 }
 
 #include "row_dots.h"
+#include "product.h"
 #include "search.h"
 #include "euclidean.h"
-#include "product.h"
 #include "slots.h"
 #include "slots_backward.h"
 #include "bags.h"

@@ -89,6 +89,29 @@ static void hold(float *rows, int64_t r, int64_t k, const float *source, int64_t
     }
 }
 
+/* out[0:count] = start + the sum over m < k of rows[m], times factors[m]; a start of zeros and factors of one where
+ * there are none. */
+static void sum_rows(float *out, const float *start, const float *const *rows, const float *factors, int64_t k,
+                     int64_t count) {
+    int64_t c = 0;
+    for (; c + 4 * VF_LANES <= count; c += 4 * VF_LANES) { /* in registers */
+        vf sum[4];
+        UNROLL for (int i = 0; i < 4; i++) sum[i] = start ? vf_load(start + c + i * VF_LANES) : vf_all(0);
+        for (int64_t m = 0; m < k; m++) {
+            vf factor = vf_all(factors ? factors[m] : 1);
+            UNROLL for (int i = 0; i < 4; i++) sum[i] = vf_fma(factor, vf_load(rows[m] + c + i * VF_LANES), sum[i]);
+        }
+        UNROLL for (int i = 0; i < 4; i++) vf_store(out + c + i * VF_LANES, sum[i]);
+    }
+    for (; c < count; c++) {
+        float sum = start ? start[c] : 0;
+        for (int64_t m = 0; m < k; m++) sum += (factors ? factors[m] : 1) * rows[m][c];
+        out[c] = sum;
+    }
+}
+
+enum { ROWS = 32 /* rows summed at a time */ };
+
 /* Copy a matrix (rows, columns) between a tensor with strides and rows of `distance` numbers. */
 static void read_rows(const float *data, int64_t row_stride, int64_t column_stride, int64_t rows, int64_t columns,
                       float *restrict out, int64_t distance) {

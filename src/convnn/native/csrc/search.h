@@ -95,6 +95,25 @@ static void select_best(Best *best, int k, const float *scores, int64_t count, f
     }
 }
 
+/* Find the k best of at most LANES keys, `count` of them with what fills the last vector, none of which is NaN. */
+static void select_few(const float *scores, int count, int k, int64_t skip, int64_t *index) {
+    float row[LANES], larger[LANES];
+    int32_t order[LANES];
+    uint8_t equal[LANES] = {0}; /* how many had as many larger ones so far: these are equal */
+    memcpy(row, scores, (size_t)count * sizeof(float));
+    if (skip >= 0) row[skip] = -INFINITY;
+    for (int at = 0; at < count; at += VF_LANES) {
+        vf here = vf_load(row + at), sum = vf_all(0);
+        for (int j = 0; j < count; j++) sum = vf_count_greater(sum, vf_all(row[j]), here);
+        vf_store(larger + at, sum);
+    }
+    for (int j = 0; j < count; j++) { /* without a branch: which keys are among the best cannot be predicted */
+        int place = (int)larger[j];
+        order[place + equal[place]++] = j;
+    }
+    for (int m = 0; m < k; m++) index[m] = order[m];
+}
+
 /* Order keys as whole numbers: excluded, then by score, then NaN. */
 static inline int32_t rank_of(float score, int excluded) {
     if (excluded) return INT32_MIN;
@@ -227,13 +246,17 @@ static void search_block(const SearchTask *task, int64_t image, int64_t first, f
                 select_in_total_order(&best[r], k, row, width, start, skip, masked);
                 continue;
             }
+            if (wide * NR <= LANES && p->keys <= LANES) {
+                select_few(row, (int)(wide * NR), k, skip, p->index + (image * p->queries + first + r) * p->k);
+                continue;
+            }
             for (int64_t j = wide * NR; j < wide * NR + 3 * NR; j++) row[j] = -INFINITY;
             float threshold = nth_largest(lanes + r * LANES, lane_count, n);
             select_best(&best[r], k, row, wide * NR, threshold, start, skip);
         }
     }
     for (int64_t r = 0; r < count; r++)
-        for (int m = 0; m < k; m++) p->index[(image * p->queries + first + r) * p->k + m] = best[r].index[m];
+        for (int m = 0; m < best[r].count; m++) p->index[(image * p->queries + first + r) * p->k + m] = best[r].index[m];
 }
 
 static void search_blocks(int64_t begin, int64_t end, void *context) {

@@ -81,14 +81,16 @@ static inline float rho_at(const struct convnn_slots *p, int64_t at) { return p-
 /* out (count, width) = the bias and the added rows of the queries `row` and following, numbered through the batch. */
 static void begin_with(const struct convnn_slots *p, int64_t row, int64_t count, float *out, int64_t width) {
     for (int64_t r = 0; r < count; r++, row++) {
-        float *restrict to = out + r * width;
-        const float *table = p->added + row / p->queries * p->added_rows * p->out;
-        if (p->bias) memcpy(to, p->bias, (size_t)p->out * sizeof(float));
-        else memset(to, 0, (size_t)p->out * sizeof(float));
-        for (int64_t m = 0; m < p->added_k; m++) {
-            const float *restrict from = table + (p->added_index[row * p->added_k + m] * p->added_k + m) * p->out;
-            for (int64_t o = 0; o < p->out; o++) to[o] += from[o];
-        }
+        const float *table = p->added + row / p->queries * p->added_rows * p->out, *from[ROWS], *start = p->bias;
+        int64_t m = 0;
+        do {
+            int64_t count_of = p->added_k - m < ROWS ? p->added_k - m : ROWS;
+            for (int64_t i = 0; i < count_of; i++)
+                from[i] = table + (p->added_index[row * p->added_k + m + i] * p->added_k + m + i) * p->out;
+            sum_rows(out + r * width, start, from, NULL, count_of, p->out);
+            start = out + r * width;
+            m += count_of;
+        } while (m < p->added_k);
     }
 }
 
