@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import convnn
+from convnn import native
 from convnn.nn.layer import NeighborLayer
 
 FOLDER = Path(__file__).parent / "data" / "golden"
@@ -152,7 +153,7 @@ def load_weights(layer: nn.Module, names: dict[str, str], tensors: dict[str, Ten
     assert loaded == sum(p.numel() for p in layer.parameters()), "every parameter of the layer must come from the file"
 
 
-def largest_difference(name: str, impl: str) -> dict[str, float]:
+def largest_difference(name: str, impl: str, dtype: torch.dtype = torch.float64) -> dict[str, float]:
     """The largest differences of output and gradients from the published layer's."""
     tensors = load_file(FOLDER / f"{name}.safetensors")
     layer, names = make(CASES[name], tensors)
@@ -160,9 +161,9 @@ def largest_difference(name: str, impl: str) -> dict[str, float]:
     for part in layer.modules():
         if isinstance(part, NeighborLayer):
             part.impl = impl
-    x = tensors["x"].clone().requires_grad_()
-    y = layer(x)
-    (y * tensors["g"]).sum().backward()
+    x = tensors["x"].to(dtype, copy=True).requires_grad_()
+    y = layer.to(dtype)(x)
+    (y * tensors["g"].to(dtype)).sum().backward()
     differences = {
         "y": float((y.detach() - tensors["y"]).abs().max()),
         "grad_x": float((x.grad - tensors["grad_x"]).abs().max()),
@@ -179,6 +180,14 @@ def largest_difference(name: str, impl: str) -> dict[str, float]:
 def test_agrees_with_the_published_layer(name: str, impl: str) -> None:
     differences = largest_difference(name, impl)
     assert max(differences.values()) < 1e-9, differences
+
+
+@pytest.mark.parametrize("level", [name for name, reason in native.levels().items() if reason is None] + ["off"])
+@pytest.mark.parametrize("name", sorted(CASES.keys() - NOT_APPLICABLE.keys()))
+def test_so_it_does_in_float32_at_every_level_of_the_native_library(name: str, level: str) -> None:
+    with native.at_level(level):
+        differences = largest_difference(name, "auto", torch.float32)
+    assert max(differences.values()) < 1e-4, differences
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
-from convnn import ConvNNError, HybridConvNN2d, cli
+from convnn import ConvNNError, cli
 from convnn.bench import cases, comparators, measure, run
 from convnn.bench.cases import Case
 from convnn.bench.settings import BenchSettings
@@ -23,12 +22,11 @@ def test_the_small_set_has_one_case_of_every_question_that_is_quick() -> None:
     names = list(cases.cases())
     assert len(names) == len(set(names))
     small = run.selected(BenchSettings())
-    resnet = "ResNet-50 hybrid random 32, "
-    slow = {resnet + "training step", resnet + "its branches", "k-NN attention vs full attention"}
+    slow = {"ResNet-50 hybrid random 32", "ResNet-50 hybrid all"}
     questions = {name.split("/")[0] for name in names} - slow
     assert {name.split("/")[0] for name in small} == questions
     assert set(run.selected(BenchSettings(full=True))) == set(names)
-    assert run.selected(BenchSettings(only="k-NN attention/24x1024")) == ["k-NN attention/24x1024x64"]
+    assert run.selected(BenchSettings(only="dense/24x1024")) == ["attention vs masked dense/24x1024x64"]
 
 
 def test_every_shape_that_the_issue_of_speed_is_about_has_its_cases() -> None:
@@ -69,7 +67,7 @@ def test_masked_dense_attention_is_knn_attention(monkeypatch: pytest.MonkeyPatch
         return lambda: None
 
     monkeypatch.setattr(comparators, "step_of", keep)
-    knn = cases._attentions()["k-NN attention/24x197x64"]
+    knn = cases._attentions()["attention vs masked dense/24x197x64"]
     for make in (knn.ours, knn.theirs):
         torch.manual_seed(0)
         make(False)
@@ -167,11 +165,3 @@ def test_one_case_for_real(tmp_path: Any, capsys: Any) -> None:
 def test_wrong_settings(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConvNNError, match=re.escape(message)):
         BenchSettings(**options).check()
-
-
-def test_free_branches_leave_everything_else_as_it_is() -> None:
-    layer = HybridConvNN2d(6, 8, 3, padding=1, branch_ratio=0.5)
-    x = torch.randn(2, 6, 5, 5)
-    conv, mix = layer.conv, layer.mix
-    comparators.free_branches(nn.Sequential(layer))
-    torch.testing.assert_close(layer(x), mix(torch.cat([x[:, :4], conv(x)], 1)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -19,8 +20,12 @@ from .steps import Function, Maker, Step, features, step_of, training_step
 SHAPES = [(16, 64, 32), (16, 128, 16), (8, 64, 56), (8, 128, 28), (8, 256, 14), (8, 512, 7)]
 """Batch, channels, side."""
 LARGE = (1, 64, 256)
-LONG = (16384, 3)
+ATTENTION = (197, 1024, 4096)
+"""Tokens, for 24 heads of width 64."""
+LONG = {"3x16384x64": (16384, 3), "1x65536x64": (65536, 1)}
 """Tokens, heads."""
+CLOUDS = ((50000, 64), (50000, 192))
+"""Tokens, channels."""
 SAMPLED: dict[str, Random | Grid] = {"random 32": Random(32), "grid 5": Grid(5)}
 SMALL = ("16x128x16", "24x197x64", "clusters 1e3 apart")
 """The ends of the names in the small set: one shape of every question."""
@@ -44,6 +49,9 @@ def cases() -> dict[str, Case]:
     for shape in SHAPES:
         at = "x".join(map(str, shape))
         plain, conv = "plain gather", "nn.Conv2d"
+        named[f"all vs PyTorch/{at}"] = Case(
+            convnn_layer(shape), comparators.without_library(convnn_layer(shape)), "without the native library"
+        )
         named[f"all vs plain/{at}"] = Case(convnn_layer(shape), convnn_layer(shape, impl="dense"), plain)
         named[f"all vs floor/{at}"] = Case(convnn_layer(shape), comparators.bare_products(shape), "bare products")
         named[f"all vs conv/{at}"] = Case(convnn_layer(shape), comparators.convolution(shape), conv)
@@ -77,19 +85,24 @@ def _attentions() -> dict[str, Case]:
     def ours(x: Tensor, key: Tensor, value: Tensor, *, k: int | None) -> Tensor:
         return knn_aggregate(x, key, value, k=k, similarity="dot", weighting="softmax")
 
-    named = {}
-    for queries in (197, 1024):
-        at = f"24x{queries}x64"
-        knn = comparators.attention(lambda *heads: ours(*heads, k=K), queries)
-        named[f"k-NN attention/{at}"] = Case(knn, comparators.masked_dense_attention(queries), "masked dense")
-        full = comparators.attention(lambda *heads: ours(*heads, k=None), queries)
-        standard = comparators.standard_attention(queries)
-        named[f"recovered attention/{at}"] = Case(full, standard, "F.scaled_dot_product_attention")
+    named, fused = {}, "F.scaled_dot_product_attention"
+    for queries in ATTENTION:
+        for k in (K, 16):
+            knn = comparators.attention(functools.partial(ours, k=k), queries)
+            named[f"attention, k = {k}, vs full/24x{queries}x64"] = Case(
+                knn, comparators.standard_attention(queries), fused
+            )
+    for queries in ATTENTION[:2]:
+        knn = comparators.attention(functools.partial(ours, k=K), queries)
+        masked = comparators.masked_dense_attention(queries)
+        named[f"attention vs masked dense/24x{queries}x64"] = Case(knn, masked, "masked dense")
+        full = comparators.attention(functools.partial(ours, k=None), queries)
+        named[f"recovered attention/24x{queries}x64"] = Case(full, comparators.standard_attention(queries), fused)
     # With so many tokens, nothing that holds N x N scores can be compared.
-    long = comparators.attention(lambda *heads: ours(*heads, k=K), *LONG)
-    standard = comparators.standard_attention(*LONG)
-    at = f"{LONG[1]}x{LONG[0]}x64"
-    named[f"k-NN attention vs full attention/{at}"] = Case(long, standard, "F.scaled_dot_product_attention")
+    for at, (queries, heads) in LONG.items():
+        long = comparators.attention(functools.partial(ours, k=K), queries, heads)
+        standard = comparators.standard_attention(queries, heads)
+        named[f"attention, k = {K}, vs full/{at}"] = Case(long, standard, fused, both=heads > 1)
     return named
 
 
@@ -101,6 +114,12 @@ def _searches() -> dict[str, Case]:
             ours = _search_of(_tokens_of_map(shape), _euclidean_search)
             at = "x".join(map(str, shape))
             named[f"search vs {name}/{at}"] = Case(ours, _search_of(_tokens_of_map(shape), search), name, both=False)
+    for count, channels in CLOUDS:
+        cloud = functools.partial(torch.randn, 1, count, channels)
+        for name, search in comparators.other_searches().items():
+            if "cdist" not in name:  # which would hold all distances
+                ours, theirs = _search_of(cloud, _euclidean_search), _search_of(cloud, search)
+                named[f"search vs {name}/{count}x{channels}"] = Case(ours, theirs, name, both=False)
     for name, tokens in EUCLIDEAN_TOKENS.items():
         theirs = _search_of(tokens, comparators.search_around_one_center)
         ours = _search_of(tokens, _euclidean_search)
@@ -144,29 +163,27 @@ def _search_of(tokens: Callable[[], Tensor], search: Callable[[Tensor], object])
 
 
 def _training() -> dict[str, Case]:
-    """A whole training step of a network with hybrid layers, and how much of it their ConvNN branches take."""
+    """A whole network with hybrid layers: inference, and a training step."""
     if find_spec("timm") is None:
         return {}
 
-    def step(name: str, memory_format: torch.memory_format, *, free: bool = False) -> Maker:
-        def make(_: bool) -> Step:
+    def step(name: str, memory_format: torch.memory_format) -> Maker:
+        def make(grad: bool) -> Step:
             from ..models import create_model  # imports timm, which every process of every case would wait for
 
-            model = create_model(name, num_classes=1000).train().to(memory_format=memory_format)
-            if free:
-                comparators.free_branches(model)
+            model = create_model(name, num_classes=1000).to(memory_format=memory_format)
             images = torch.randn(8, 3, 224, 224).contiguous(memory_format=memory_format)
-            return training_step(model, images, 1000)
+            return training_step(model.train(), images, 1000) if grad else step_of(model.eval(), images, grad=False)
 
         return make
 
-    named, hybrid = {}, "resnet50_hybrid_random32"
-    for at, layout in (("8x3x224", torch.contiguous_format), ("8x3x224, channels-last", torch.channels_last)):
-        ours, theirs, free = step(hybrid, layout), step("resnet50", layout), step(hybrid, layout, free=True)
-        named[f"ResNet-50 hybrid random 32, training step/{at}"] = Case(ours, theirs, "timm's resnet50", both=False)
-        named[f"ResNet-50 hybrid random 32, its branches/{at}"] = Case(
-            ours, free, "branches that do nothing", both=False
-        )
+    named, plain, last = {}, torch.contiguous_format, torch.channels_last
+    for at, hybrid, layout in (
+        ("random 32/8x3x224", "resnet50_hybrid_random32", plain),
+        ("random 32/8x3x224, channels-last", "resnet50_hybrid_random32", last),
+        ("all/8x3x224", "resnet50_hybrid_all", plain),
+    ):
+        named[f"ResNet-50 hybrid {at}"] = Case(step(hybrid, layout), step("resnet50", layout), "timm's resnet50")
     return named
 
 

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import native
 from ..knn import knn_search
-from ..nn import HybridConvNN2d
 from ..ops.native import native_nearest
 from .steps import Function, Maker, Step, features, step_of
 
@@ -48,6 +48,22 @@ def bare_products(shape: tuple[int, int, int]) -> Maker:
     return make
 
 
+def without_library(make: Maker) -> Maker:
+    """The same task in plain PyTorch."""
+
+    def plain(grad: bool) -> Step:
+        with native.at_level("off"):
+            step = make(grad)
+
+        def run() -> None:
+            with native.at_level("off"):
+                step()
+
+        return run
+
+    return plain
+
+
 def masked_dense_attention(queries: int) -> Maker:
     """k-NN attention as it is usually written (KVT): the full matrix, all but its k best set to -inf."""
 
@@ -78,25 +94,6 @@ def attention(attend: Callable[..., Tensor], queries: int, heads: int = HEADS) -
         return step_of(Function(attend, key, value), query, grad)
 
     return make
-
-
-class _FirstChannels(nn.Module):
-    """Replaces a ConvNN branch by the first of its input's channels, as many as the branch has outputs."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.channels = channels
-
-    def forward(self, x: Tensor, neighbors: object = None) -> Tensor:
-        """Return a view of the channels."""
-        return x[:, : self.channels]
-
-
-def free_branches(model: nn.Module) -> None:
-    """Let the ConvNN branches of a model's hybrid layers, all of stride 1, cost nothing."""
-    for layer in [layer for layer in model.modules() if isinstance(layer, HybridConvNN2d)]:
-        if layer.convnn is not None:
-            layer.add_module("convnn", _FirstChannels(layer.convnn.out_channels))
 
 
 def gather_and_einsum(shape: tuple[int, int, int], *, depthwise: bool) -> Maker:

@@ -16,7 +16,8 @@ typedef struct {
 typedef struct {
     const struct convnn_euclidean *problem;
     EuclideanKeys *images;
-    int64_t first_image, blocks, panels, width;
+    int64_t first_image, panels, width;
+    int64_t chunk, blocks, parts; /* keys and blocks of queries that are compared at a time; parts of an image */
     atomic_int failed; /* what the function returns */
 } EuclideanTask;
 
@@ -145,64 +146,99 @@ static void bound_panel(const float *restrict rows, const float *lengths, const 
         }
 }
 
-static void euclidean_block(const EuclideanTask *task, int64_t local, int64_t first, float *rows, float *scores) {
+/* What one thread works with: BLOCKS blocks of MR queries, and the scores of one of them. */
+typedef struct {
+    float *rows, *scores, *length, *limit; /* limit: the n-th largest s - E of a query so far, or -inf */
+    Nearest *best;
+} EuclideanMemory;
+
+/* Compare a query with the keys of a chunk that products do not exclude, by differences. */
+static void compare_near(const EuclideanTask *task, int64_t image, int64_t query, int64_t start, int64_t end,
+                         const float *scores, float limit, int exhaustive, Nearest *best) {
+    const struct convnn_euclidean *p = task->problem;
+    int64_t skip = p->skip ? p->skip[query] : -1;
+    vf least = vf_all(limit);
+    for (int64_t at = 0; at < end; at += VF_LANES) {
+        uint32_t near = exhaustive ? UINT32_MAX : vf_at_least(vf_load(scores + at), least);
+        for (int64_t j = at; near && j < at + VF_LANES && j < end; j++) {
+            if (!(near >> (j - at) & 1)) continue;
+            int excluded = start + j == skip || (p->masked && p->masked[image * p->keys + start + j]);
+            if (excluded && !exhaustive) continue;
+            double distance = excluded ? 0 : distance_of(p, image, query, start + j);
+            int rank = excluded ? 2 : distance != distance ? 0 : 1;
+            insert_nearest(best, (int)p->k, rank == 1 ? distance : 0, rank, (int32_t)(start + j));
+        }
+    }
+}
+
+/* Search for one block of queries, `row` the first of them in the memory, in one chunk of keys. */
+static void euclidean_chunk(const EuclideanTask *task, int64_t local, int64_t first, int64_t start, int64_t row,
+                            EuclideanMemory *memory) {
     const struct convnn_euclidean *p = task->problem;
     const EuclideanKeys *keys = &task->images[local];
     int64_t image = task->first_image + local, count = p->queries - first < MR ? p->queries - first : MR;
-    int64_t stride = (CHUNK < task->panels * NR ? CHUNK : task->panels * NR) + 4 * NR;
-    int k = (int)p->k, n = k + (p->skip != NULL), lane_count = n <= 9 ? 16 : n <= 20 ? 32 : 64;
-    if (lane_count < NR) lane_count = NR;
+    int64_t left = p->keys - start, end = left < task->chunk ? left : task->chunk;
+    int64_t stride = score_stride(task->chunk, task->panels);
+    int n = (int)p->k + (p->skip != NULL), lane_count = lanes_for(n);
     float lanes[MR * LANES];
-    Nearest best[MR];
-    float length[MR] = {0};
-    memset(rows, 0, (size_t)(MR * task->width) * sizeof(float));
+    for (int j = 0; j < MR * LANES; j++) lanes[j] = -INFINITY;
+    for (int64_t at = 0; at < end; at += NR)
+        bound_panel(memory->rows + row * task->width, memory->length + row, keys, start + at, task->width,
+                    memory->scores + at, stride, lanes + at % lane_count);
     for (int64_t r = 0; r < count; r++) {
-        best[r].count = 0;
-        length[r] = (float)sqrt(embed(p, image, p->query + (image * p->queries + first + r) * p->channels,
-                               p->query_position + (first + r) * p->axes, keys->centre, rows + r, MR));
+        int exhaustive = keys->exhaustive || !(memory->length[row + r] < 1e15);
+        float *limit = memory->limit + row + r, here = exhaustive ? -INFINITY : nth_largest(lanes + r * LANES, lane_count, n);
+        if (here > *limit) *limit = here;
+        compare_near(task, image, first + r, start, end, memory->scores + r * stride, *limit, exhaustive,
+                     memory->best + row + r);
     }
-    for (int64_t start = 0; start < p->keys; start += CHUNK) {
-        int64_t left = p->keys - start, wide = ((left < CHUNK ? left : CHUNK) + NR - 1) / NR;
-        for (int j = 0; j < MR * LANES; j++) lanes[j] = -INFINITY;
-        for (int64_t at = 0; at < wide; at++)
-            bound_panel(rows, length, keys, start + at * NR, task->width, scores + at * NR, stride,
-                        lanes + at * NR % lane_count);
-        for (int64_t r = 0; r < count; r++) {
-            int64_t skip = p->skip ? p->skip[first + r] : -1, end = left < CHUNK ? left : CHUNK;
-            int exhaustive = keys->exhaustive || !(length[r] < 1e15);
-            float limit = exhaustive ? -INFINITY : nth_largest(lanes + r * LANES, lane_count, n);
-            for (int64_t j = 0; j < end; j++) {
-                if (!exhaustive && !(scores[r * stride + j] >= limit)) continue;
-                int excluded = start + j == skip || (p->masked && p->masked[image * p->keys + start + j]);
-                if (excluded && !exhaustive) continue;
-                double distance = excluded ? 0 : distance_of(p, image, first + r, start + j);
-                int rank = excluded ? 2 : distance != distance ? 0 : 1;
-                insert_nearest(&best[r], k, rank == 1 ? distance : 0, rank, (int32_t)(start + j));
-            }
-        }
-    }
-    for (int64_t r = 0; r < count; r++)
-        for (int m = 0; m < k; m++) p->index[(image * p->queries + first + r) * k + m] = best[r].index[m];
 }
 
-static void euclidean_blocks(int64_t begin, int64_t end, void *context) {
+/* Search for some blocks of queries of one image: a chunk of keys stays in the cache for all of them. */
+static void euclidean_part(const EuclideanTask *task, int64_t local, int64_t first, EuclideanMemory *memory) {
+    const struct convnn_euclidean *p = task->problem;
+    const EuclideanKeys *keys = &task->images[local];
+    int64_t image = task->first_image + local, left = p->queries - first;
+    int64_t queries = left < task->blocks * MR ? left : task->blocks * MR;
+    memset(memory->rows, 0, (size_t)(task->blocks * MR * task->width) * sizeof(float));
+    for (int64_t r = 0; r < queries; r++) {
+        float *rows = memory->rows + r / MR * MR * task->width + r % MR;
+        memory->best[r].count = 0;
+        memory->limit[r] = -INFINITY;
+        memory->length[r] = (float)sqrt(embed(p, image, p->query + (image * p->queries + first + r) * p->channels,
+                                              p->query_position + (first + r) * p->axes, keys->centre, rows, MR));
+    }
+    for (int64_t start = 0; start < p->keys; start += task->chunk)
+        for (int64_t row = 0; row < queries; row += MR) euclidean_chunk(task, local, first + row, start, row, memory);
+    for (int64_t r = 0; r < queries; r++)
+        for (int m = 0; m < p->k; m++)
+            p->index[(image * p->queries + first + r) * p->k + m] = memory->best[r].index[m];
+}
+
+static void euclidean_parts(int64_t begin, int64_t end, void *context) {
     EuclideanTask *task = context;
-    int64_t stride = (CHUNK < task->panels * NR ? CHUNK : task->panels * NR) + 4 * NR;
-    float *rows = malloc((size_t)(MR * (task->width + stride)) * sizeof(float));
-    if (!rows) {
+    int64_t queries = task->blocks * MR, rows = queries * task->width;
+    size_t floats = (size_t)(rows + MR * score_stride(task->chunk, task->panels) + 2 * queries);
+    EuclideanMemory memory = {.best = calloc(1, (size_t)queries * sizeof(Nearest) + floats * sizeof(float))};
+    if (!memory.best) {
         task->failed = CONVNN_NO_MEMORY;
         return;
     }
-    for (int64_t i = begin; i < end; i++)
-        euclidean_block(task, i / task->blocks, i % task->blocks * MR, rows, rows + MR * task->width);
-    free(rows);
+    memory.rows = (float *)(memory.best + queries);
+    memory.length = memory.rows + rows;
+    memory.limit = memory.length + queries;
+    memory.scores = memory.limit + queries;
+    for (int64_t i = begin; i < end; i++) euclidean_part(task, i / task->parts, i % task->parts * queries, &memory);
+    free(memory.best);
 }
 
 static int search_euclidean(const struct convnn_euclidean *p) {
     int64_t width = p->channels + p->axes, panels = (p->keys + NR - 1) / NR, floats = panels * NR * (width + 3);
     int64_t bytes = (int64_t)sizeof(EuclideanKeys) + width * (int64_t)sizeof(double) + floats * (int64_t)sizeof(float);
     int64_t group = images_at_a_time(p->batch, floats);
-    EuclideanTask task = {.problem = p, .blocks = (p->queries + MR - 1) / MR, .panels = panels, .width = width};
+    EuclideanTask task = {.problem = p, .panels = panels, .width = width, .chunk = chunk_of(width)};
+    task.blocks = blocks_at_once(p->keys, task.chunk);
+    task.parts = (p->queries + task.blocks * MR - 1) / (task.blocks * MR);
     task.images = malloc((size_t)(group * bytes));
     if (!task.images) return CONVNN_NO_MEMORY;
     double *centres = (double *)(task.images + group);
@@ -218,7 +254,7 @@ static int search_euclidean(const struct convnn_euclidean *p) {
     for (; task.first_image < p->batch && !task.failed; task.first_image += group) {
         int64_t count = p->batch - task.first_image < group ? p->batch - task.first_image : group;
         run_range(count, embed_keys, &task, &task.failed);
-        run_range(count * task.blocks, euclidean_blocks, &task, &task.failed);
+        run_range(count * task.parts, euclidean_parts, &task, &task.failed);
     }
     free(task.images);
     return task.failed;

@@ -6,7 +6,25 @@
  * threshold that at least k keys reach; one pass over the buffer finds the few that do, and an insertion orders them.
  */
 
-enum { LANES = 64, CHUNK = 8192 /* keys whose scores are held at a time */ };
+enum { LANES = 64, CHUNK = 8192 /* keys whose scores are held at a time, at most */, BLOCKS = 8 };
+
+/* Keys that are compared at a time: so few that they stay in the cache. */
+static int64_t chunk_of(int64_t channels) {
+    int64_t keys = (1 << 17) / channels / NR * NR;
+    return keys > CHUNK ? CHUNK : keys < 512 ? 512 : keys;
+}
+
+/* Blocks of MR queries that are compared with a chunk before the next one. */
+static int64_t blocks_at_once(int64_t keys, int64_t chunk) { return keys > chunk ? BLOCKS : 1; }
+
+/* Numbers from a row of scores to the next. */
+static int64_t score_stride(int64_t chunk, int64_t panels) { return (chunk < panels * NR ? chunk : panels * NR) + 4 * NR; }
+
+/* Lanes of which the n-th largest is the threshold of n keys. */
+static int lanes_for(int n) {
+    int count = n <= 9 ? 16 : n <= 20 ? 32 : 64;
+    return count < NR ? NR : count;
+}
 
 /* One image of the search, packed. */
 typedef struct {
@@ -149,7 +167,8 @@ static void select_in_total_order(Best *best, int k, const float *scores, int64_
 typedef struct {
     const struct convnn_search *problem;
     PackedKeys *images;
-    int64_t first_image, blocks, panels;
+    int64_t first_image, panels;
+    int64_t chunk, blocks, parts; /* keys and blocks of queries that are compared at a time; parts of an image */
     atomic_int failed; /* what the function returns */
 } SearchTask;
 
@@ -215,66 +234,86 @@ static void pack_images(int64_t begin, int64_t end, void *context) {
                   &task->images[i]);
 }
 
-/* Search for one block of MR queries. */
-static void search_block(const SearchTask *task, int64_t image, int64_t first, float *rows, float *scores) {
+/* What one thread works with: BLOCKS blocks of MR queries, and the scores of one of them. */
+typedef struct {
+    float *rows, *scores;
+    Best *best;
+    float largest[BLOCKS]; /* of the absolute values of a block's queries */
+} SearchMemory;
+
+/* Search for one block of queries in one chunk of keys. */
+static void search_chunk(const SearchTask *task, int64_t image, int64_t first, int64_t start, const float *rows,
+                         float largest, float *scores, Best *best) {
     const struct convnn_search *p = task->problem;
     const PackedKeys *keys = &task->images[image - task->first_image];
-    Best best[MR];
     float lanes[MR * LANES];
-    float largest = pack_queries(p, image, first, rows);
-    int64_t count = p->queries - first < MR ? p->queries - first : MR;
-    int64_t stride = CHUNK + 4 * NR < (task->panels + 4) * NR ? CHUNK + 4 * NR : (task->panels + 4) * NR;
-    int k = (int)p->k, n = k + (p->skip != NULL);
-    int lane_count = n <= 9 ? 16 : n <= 20 ? 32 : 64;
-    if (lane_count < NR) lane_count = NR;
+    int64_t count = p->queries - first < MR ? p->queries - first : MR, stride = score_stride(task->chunk, task->panels);
+    int64_t left = p->keys - start, width = left < task->chunk ? left : task->chunk, wide = (width + NR - 1) / NR;
+    int k = (int)p->k, n = k + (p->skip != NULL), lane_count = lanes_for(n);
     int total_order = keys->total_order || !((double)largest * keys->largest * p->channels < 1e37);
-    for (int r = 0; r < MR; r++) best[r].count = 0;
-    for (int64_t start = 0; start < p->keys; start += CHUNK) {
-        int64_t left = p->keys - start, width = left < CHUNK ? left : CHUNK, wide = (width + NR - 1) / NR;
-        for (int j = 0; j < MR * LANES; j++) lanes[j] = -INFINITY;
-        for (int64_t at = 0; at < wide; at++)
-            score_panel(rows, keys->panels + (start / NR + at) * p->channels * NR, p->channels,
-                        keys->bias + start + at * NR, scores + at * NR, stride, lanes + at * NR % lane_count);
-        for (int64_t r = 0; r < count; r++) {
-            float *row = scores + r * stride;
-            int64_t skip = p->skip ? p->skip[first + r] : -1;
-            if (total_order) {
-                const uint8_t *masked = p->masked ? p->masked + image * p->keys : NULL;
-                /* a key of bias -inf scores -inf, where the sum may be NaN; a masked one must not hide that */
-                for (int64_t j = 0; p->bias && j < width; j++)
-                    if (p->bias[image * p->keys + start + j] == -INFINITY) row[j] = -INFINITY;
-                select_in_total_order(&best[r], k, row, width, start, skip, masked);
-                continue;
-            }
-            if (wide * NR <= LANES && p->keys <= LANES) {
-                select_few(row, (int)(wide * NR), k, skip, p->index + (image * p->queries + first + r) * p->k);
-                continue;
-            }
-            for (int64_t j = wide * NR; j < wide * NR + 3 * NR; j++) row[j] = -INFINITY;
-            float threshold = nth_largest(lanes + r * LANES, lane_count, n);
-            select_best(&best[r], k, row, wide * NR, threshold, start, skip);
+    for (int j = 0; j < MR * LANES; j++) lanes[j] = -INFINITY;
+    for (int64_t at = 0; at < wide; at++)
+        score_panel(rows, keys->panels + (start / NR + at) * p->channels * NR, p->channels,
+                    keys->bias + start + at * NR, scores + at * NR, stride, lanes + at * NR % lane_count);
+    for (int64_t r = 0; r < count; r++) {
+        float *row = scores + r * stride;
+        int64_t skip = p->skip ? p->skip[first + r] : -1;
+        if (total_order) {
+            const uint8_t *masked = p->masked ? p->masked + image * p->keys : NULL;
+            /* a key of bias -inf scores -inf, where the sum may be NaN; a masked one must not hide that */
+            for (int64_t j = 0; p->bias && j < width; j++)
+                if (p->bias[image * p->keys + start + j] == -INFINITY) row[j] = -INFINITY;
+            select_in_total_order(&best[r], k, row, width, start, skip, masked);
+            continue;
         }
+        if (p->keys <= LANES) {
+            select_few(row, (int)(wide * NR), k, skip, p->index + (image * p->queries + first + r) * p->k);
+            continue;
+        }
+        for (int64_t j = wide * NR; j < wide * NR + 3 * NR; j++) row[j] = -INFINITY;
+        float threshold = nth_largest(lanes + r * LANES, lane_count, n);
+        if (best[r].count == k && best[r].score[k - 1] > threshold) threshold = best[r].score[k - 1];
+        select_best(&best[r], k, row, wide * NR, threshold, start, skip);
     }
-    for (int64_t r = 0; r < count; r++)
-        for (int m = 0; m < best[r].count; m++) p->index[(image * p->queries + first + r) * p->k + m] = best[r].index[m];
 }
 
-static void search_blocks(int64_t begin, int64_t end, void *context) {
+/* Search for some blocks of queries of one image: a chunk of keys stays in the cache for all of them. */
+static void search_part(const SearchTask *task, int64_t image, int64_t first, SearchMemory *memory) {
+    const struct convnn_search *p = task->problem;
+    int64_t left = p->queries - first, queries = left < task->blocks * MR ? left : task->blocks * MR;
+    for (int64_t r = 0; r < queries; r++) memory->best[r].count = 0;
+    for (int64_t r = 0; r < queries; r += MR)
+        memory->largest[r / MR] = pack_queries(p, image, first + r, memory->rows + r * p->channels);
+    for (int64_t start = 0; start < p->keys; start += task->chunk)
+        for (int64_t r = 0; r < queries; r += MR)
+            search_chunk(task, image, first + r, start, memory->rows + r * p->channels, memory->largest[r / MR],
+                         memory->scores, memory->best + r);
+    for (int64_t r = 0; r < queries; r++)
+        for (int m = 0; m < memory->best[r].count; m++)
+            p->index[(image * p->queries + first + r) * p->k + m] = memory->best[r].index[m];
+}
+
+static void search_parts(int64_t begin, int64_t end, void *context) {
     SearchTask *task = context;
     const struct convnn_search *p = task->problem;
-    int64_t stride = CHUNK + 4 * NR < (task->panels + 4) * NR ? CHUNK + 4 * NR : (task->panels + 4) * NR;
-    float *rows = malloc((size_t)(MR * (p->channels + stride) + 64) * sizeof(float));
-    if (!rows) {
+    int64_t queries = task->blocks * MR;
+    size_t floats = (size_t)(queries * p->channels + MR * score_stride(task->chunk, task->panels));
+    SearchMemory memory = {.best = malloc((size_t)queries * sizeof(Best) + floats * sizeof(float))};
+    if (!memory.best) {
         task->failed = CONVNN_NO_MEMORY;
         return;
     }
+    memory.rows = (float *)(memory.best + queries);
+    memory.scores = memory.rows + queries * p->channels;
     for (int64_t i = begin; i < end; i++)
-        search_block(task, task->first_image + i / task->blocks, i % task->blocks * MR, rows, rows + MR * p->channels);
-    free(rows);
+        search_part(task, task->first_image + i / task->parts, i % task->parts * queries, &memory);
+    free(memory.best);
 }
 
 static int search(const struct convnn_search *p) {
-    SearchTask task = {.problem = p, .blocks = (p->queries + MR - 1) / MR, .panels = panels_of(p)};
+    SearchTask task = {.problem = p, .panels = panels_of(p), .chunk = chunk_of(p->channels)};
+    task.blocks = blocks_at_once(p->keys, task.chunk);
+    task.parts = (p->queries + task.blocks * MR - 1) / (task.blocks * MR);
     int64_t size = task.panels * p->channels * NR, padded = (task.panels + 4) * NR;
     int64_t group = images_at_a_time(p->batch, size + padded);
     PackedKeys *images = malloc((size_t)group * (sizeof *images + (size_t)(size + padded) * sizeof(float)));
@@ -286,7 +325,7 @@ static int search(const struct convnn_search *p) {
         for (int64_t i = 0; i < count; i++)
             images[i] = (PackedKeys){.panels = memory + i * (size + padded), .bias = memory + i * (size + padded) + size};
         run_range(count, pack_images, &task, &task.failed);
-        run_range(count * task.blocks, search_blocks, &task, &task.failed);
+        run_range(count * task.parts, search_parts, &task, &task.failed);
     }
     free(images);
     return task.failed;
