@@ -46,20 +46,44 @@ def derivatives(function: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor
     return [out, *first, *torch.autograd.grad(sum(g.square().sum() for g in first), leaves)]
 
 
-class LargestTensor(TorchDispatchMode):
-    """Records the bytes of the largest tensor that is made, inside the custom operators too."""
+class InsideOperators(TorchDispatchMode):
+    """Sees every call, inside the custom operators too."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.size = 0
         # PyTorch shows a mode the calls of custom operators, and nothing of what these run.
         self.inside = {op._opoverload: op._backend_fns.get("cpu", op._init_fn) for op in OPERATORS}
+
+    def see(self, func: Any, result: Any) -> None:
+        """Look at a call of PyTorch's own operators and at its result."""
+        raise NotImplementedError
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in self.inside:
             with self:
-                result = self.inside[func](*args, **(kwargs or {}))
-        else:
-            result = func(*args, **(kwargs or {}))
-        self.size = max([self.size, *(x.nbytes for x in tree_leaves(result) if isinstance(x, Tensor))])
+                return self.inside[func](*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        self.see(func, result)
         return result
+
+
+class LargestTensor(InsideOperators):
+    """Records the bytes of the largest tensor that is made."""
+
+    size = 0
+
+    def see(self, func: Any, result: Any) -> None:
+        self.size = max([self.size, *(x.nbytes for x in tree_leaves(result) if isinstance(x, Tensor))])
+
+
+class Waits(InsideOperators):
+    """Records the calls whose result depends on numbers of a tensor, for which a program waits for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def see(self, func: Any, result: Any) -> None:
+        name = func._schema.name.removeprefix("aten::")
+        if name in ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "unique", "_unique2", "equal"):
+            self.calls.append(name)

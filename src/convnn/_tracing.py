@@ -61,10 +61,14 @@ def one_node(call: Callable[P, T]) -> Callable[P, T]:
 def readable(x: Tensor) -> bool:
     """Return True if the numbers of a tensor can be read: not on the meta device, nor while a graph is made.
 
+    A graph of CUDA too: reading a number waits for the device, which ends its capture.
+
     >>> readable(torch.zeros(2)), readable(torch.zeros(2, device="meta"))
     (True, False)
     """
     if torch.compiler.is_compiling() or x.is_meta or isinstance(x, FakeTensor):
+        return False
+    if x.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return False
     modes = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)  # of make_fx, and what uses it
     return all(torch._C._get_dispatch_mode(mode) is None for mode in modes)
