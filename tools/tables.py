@@ -16,10 +16,9 @@ MARKED = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end of table -->)", re.DO
 
 SHAPES = ("16x64x32", "16x128x16", "8x64x56", "8x128x28", "8x256x14", "8x512x7", "1x64x256")
 LAYERS = {"`Random(32)`": "random 32", "`Grid(5)`": "grid 5", "all candidates": "all"}
-LONG = ("3x16384x64", "k-NN attention vs full attention")
 RECOVERED = "recovered convolution"
 PASSES = {"forward": "forward", "training": "forward+backward"}
-PROCESSORS = {"AVX2": "operator-cpu-avx2", "AVX-512": "operator-cpu"}
+OPERATOR = "operator-cpu"
 
 
 def record(name: str) -> dict[str, Any]:
@@ -59,7 +58,7 @@ def shape_of(name: str) -> str:
 
 def summary() -> str:
     """Return README's table: per layer the smallest and the largest ratio over all shapes."""
-    cases, rows = record("operator-cpu-avx2")["cases"], []
+    cases, rows = record(OPERATOR)["cases"], []
     names = {label: f"{name} vs conv" for label, name in LAYERS.items()} | {RECOVERED: "recovered conv"}
     for label, name in names.items():
         found = [cases[f"{name}/{shape}"] for shape in SHAPES if f"{name}/{shape}" in cases]
@@ -71,7 +70,7 @@ def summary() -> str:
     return table(["time, ConvNN2d / `nn.Conv2d`", *PASSES], rows)
 
 
-def by_shape(name: str, columns: dict[str, str]) -> str:
+def by_shape(columns: dict[str, str], name: str = OPERATOR) -> str:
     """Return a table of shapes: forward and training of every column's case."""
     cases = record(name)["cases"]
     head = ["shape"] + [f"{label}, {passed}" for label in columns for passed in PASSES]
@@ -84,79 +83,40 @@ def by_shape(name: str, columns: dict[str, str]) -> str:
     return table(head, rows)
 
 
-def against_convolution(name: str) -> str:
+def against_convolution() -> str:
     """Return the table of layers beside nn.Conv2d."""
-    return by_shape(name, {label: f"{case} vs conv" for label, case in LAYERS.items()} | {RECOVERED: "recovered conv"})
+    return by_shape({label: f"{case} vs conv" for label, case in LAYERS.items()} | {RECOVERED: "recovered conv"})
 
 
-def against_plain(name: str) -> str:
+def against_plain() -> str:
     """Return the table of layers beside the plain algorithm."""
-    return by_shape(name, {label: f"{case} vs plain" for label, case in LAYERS.items()})
+    return by_shape({label: f"{case} vs plain" for label, case in LAYERS.items()})
 
 
 def in_process() -> str:
     """Return the table of the recovered convolution beside the one of the same process."""
-    rows = []
+    cases, rows = record(OPERATOR)["cases"], []
     for shape in SHAPES[:-1]:
-        cells = []
-        for name in PROCESSORS.values():
-            case = record(name)["cases"][f"recovered conv/{shape}"]
-            cells += [f"{case[passed]['ratio_in_process']:.2f}" for passed in PASSES.values()]
-        rows.append([shape_of(shape), *cells])
-    return table(["shape", *_both_passes()], rows)
-
-
-def _both_passes() -> list[str]:
-    return [f"{processor}, {passed}" for processor in PROCESSORS for passed in PASSES]
+        case = cases[f"recovered conv/{shape}"]
+        rows.append([shape_of(shape), *(f"{case[passed]['ratio_in_process']:.2f}" for passed in PASSES.values())])
+    return table(["shape", *PASSES], rows)
 
 
 def by_case(*prefixes: str, passes: Sequence[str] = tuple(PASSES)) -> str:
-    """Return a table of cases: on both processors, in every pass named."""
-    records = [record(name)["cases"] for name in PROCESSORS.values()]
-    names = [name for name in {**records[0], **records[1]} if name.startswith(prefixes)]
-    head = ["case", "compared with"] + [f"{processor}, {passed}" for processor in PROCESSORS for passed in passes]
+    """Return a table of cases, in every pass named: milliseconds of both sides, and the ratio."""
+    cases = record(OPERATOR)["cases"]
+    head = ["case", "compared with", *(f"{passed}{unit}" for passed in passes for unit in (", ms", ", ratio"))]
     rows = []
-    for name in names:
-        found = [cases.get(name) for cases in records]
-        other = next(case["against"] for case in found if case is not None)
-        rows.append([name, other, *(cell(case, PASSES[passed]) for case in found for passed in passes)])
+    for name, case in cases.items():
+        if not name.startswith(prefixes):
+            continue
+        row = [name, case["against"]]
+        for passed in passes:
+            timed = case.get(PASSES[passed])
+            row.append(f"{timed['ours_ms']:,.1f} / {timed['theirs_ms']:,.1f}" if timed else "")
+            row.append(cell(case, PASSES[passed]))
+        rows.append(row)
     return table(head, rows)
-
-
-def by_step() -> str:
-    """Return the table of Random(32) where the two sides take turns at every step."""
-    names = ("operator-cpu-by-step-avx2", "operator-cpu-by-step")
-    records = [record(name)["cases"] for name in names]
-    rows = [
-        [shape_of(shape)]
-        + [cell(cases[f"random 32 vs conv/{shape}"], passed) for cases in records for passed in PASSES.values()]
-        for shape in SHAPES
-    ]
-    return table(["shape", *_both_passes()], rows)
-
-
-def attention_times() -> str:
-    """Return the milliseconds of k-NN attention and of PyTorch's fused attention on the same sizes."""
-    rows = []
-    for size, other in (("24x197x64", "recovered attention"), ("24x1024x64", "recovered attention"), LONG):
-        knn = "k-NN attention" if other == "recovered attention" else other
-        cells = []
-        for name in PROCESSORS.values():
-            cases = record(name)["cases"]
-            for passed in PASSES.values():
-                ours, theirs = cases[f"{knn}/{size}"][passed], cases[f"{other}/{size}"][passed]
-                cells.append(f"{ours['ours_ms']:,.0f} / {theirs['theirs_ms']:,.0f}")
-        rows.append([size, *cells])
-    return table(["heads x tokens x width", *_both_passes()], rows)
-
-
-def resnet50() -> str:
-    """Return the table of training steps of ResNet-50."""
-    records = [record(name)["cases"] for name in ("resnet50-cpu-avx2", "resnet50-cpu")]
-    rows = [
-        [name, records[0][name]["against"], *(cell(cases[name], "forward") for cases in records)] for name in records[0]
-    ]
-    return table(["case", "compared with", *PROCESSORS], rows)
 
 
 def memory() -> str:
@@ -212,17 +172,16 @@ def records() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "summary": summary,
-    "convolution-avx2": lambda: against_convolution("operator-cpu-avx2"),
-    "convolution-avx512": lambda: against_convolution("operator-cpu"),
+    "convolution": against_convolution,
     "in-process": in_process,
-    "plain-avx2": lambda: against_plain("operator-cpu-avx2"),
-    "plain-avx512": lambda: against_plain("operator-cpu"),
-    "by-step": by_step,
-    "attention": lambda: by_case("k-NN attention", "recovered attention"),
-    "attention-times": attention_times,
-    "search": lambda: by_case("search vs", passes=["forward"]),
+    "floor": lambda: by_shape({"all candidates": "all vs floor"}),
+    "plain": against_plain,
+    "plain-tuned": lambda: by_shape({"all candidates": "all vs plain"}, "operator-cpu-tuned"),
+    "pytorch": lambda: by_shape({"all candidates": "all vs PyTorch"}),
+    "attention": lambda: by_case("attention", "recovered attention"),
+    "search": lambda: by_case("search vs", "exact search", passes=["forward"]),
     "sharing": lambda: by_case("shared search", "depthwise", "sum"),
-    "resnet50": resnet50,
+    "resnet50": lambda: by_case("ResNet-50"),
     "memory": memory,
     "recall": recall,
     "recall-costs": recall_costs,

@@ -108,6 +108,20 @@ def test_label_smoothing_is_for_training_alone():
     assert classifier.metric("val_loss").compute().item() == pytest.approx(plain)
 
 
+def test_a_mirrored_evaluation_is_of_the_mean_of_two_logits():
+    torch.manual_seed(0)
+    optimisation = Optimisation(warmup=0.0)
+    model, batch = network(), (torch.randn(4, 1, 3, 3), torch.tensor([0, 1, 2, 0]))
+    classifier = Classifier(model, num_classes=3, optimisation=optimisation, mirrored=True)
+    other = Classifier(model, num_classes=3, optimisation=optimisation)
+    assert torch.equal(classifier.training_step(batch, 0), other.training_step(batch, 0))
+    for stage in ("val", "test"):
+        getattr(classifier, "validation_step" if stage == "val" else "test_step")(batch, 0)
+        expected = F.cross_entropy((model(batch[0]) + model(batch[0].flip(3))) / 2, batch[1]).item()
+        assert classifier.metric(f"{stage}_loss").compute().item() == pytest.approx(expected)
+        assert expected != pytest.approx(F.cross_entropy(model(batch[0]), batch[1]).item())
+
+
 def test_unknown_optimiser_with_the_closest_name():
     classifier = Classifier(network(), num_classes=3, optimisation=Optimisation(optimizer="adamww"))
     with pytest.raises(ConvNNError, match=r"optimizer: expected one of .* got 'adamww'; did you mean 'adamw'"):

@@ -36,8 +36,9 @@ class Classifier(LightningModule):
 
     Every step starts from random states made of ``seed``, the epoch and the step, so that a run that is resumed goes
     on exactly as the uninterrupted one, on any number of processes. ``average`` is a moving average of the weights,
-    which is then what is evaluated. ``summary`` holds the last epoch's numbers by name (``val_accuracy``, ...); each is
-    a mean over images, whatever the size of the batches.
+    which is then what is evaluated; with ``mirrored`` the mean of the logits of an image and its mirror image is.
+    ``summary`` holds the last epoch's numbers by name (``val_accuracy``, ...); each is a mean over images, whatever
+    the size of the batches.
     """
 
     def __init__(
@@ -49,11 +50,13 @@ class Classifier(LightningModule):
         seed: int = 0,
         average: ModelEmaV3 | None = None,
         channels_last: bool = False,
+        mirrored: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
         self.average = average
         self.channels_last = channels_last
+        self.mirrored = mirrored
         self.optimisation = optimisation
         self.seed = seed
         self.summary: dict[str, float] = {}
@@ -104,6 +107,8 @@ class Classifier(LightningModule):
         if len(labels) == 0:  # this process's share of a small last batch
             return
         logits = self._logits(images)
+        if self.mirrored:
+            logits = (logits + self._logits(images.flip(-1))) / 2
         self._count(stage, F.cross_entropy(logits, labels), (logits, labels), where=(images, batch_index))
 
     def _shared(self, loss: Tensor, logits: Tensor, batch: Batch, batch_index: int) -> Tensor:

@@ -19,8 +19,9 @@ def check_data_options(settings: Any) -> None:
             raise unknown_name(field, getattr(settings, field), allowed)
     for field in ("pad_crop", "cutout"):
         check_whole(field, getattr(settings, field), 0)
-    if not isinstance(settings.flip, bool):
-        raise invalid("flip", "true or false", repr(settings.flip), "use one of these")
+    for field in ("flip", "mirrored"):
+        if not isinstance(getattr(settings, field), bool):
+            raise invalid(field, "true or false", repr(getattr(settings, field)), "use one of these")
     if settings.resident == "yes" and settings.augment == "strong":
         fix = "use --resident auto, or --augment light with --flip, --pad-crop and --cutout"
         raise invalid("resident", "auto or no with augment strong (which changes images one by one)", "'yes'", fix)
