@@ -3,7 +3,7 @@
  * Keys are packed into panels of NR columns, C rows each. A register tile of MR queries x NR keys is summed over the
  * channels in order, so that equal keys have equal scores wherever they stand, and ties can be taken lowest index
  * first. The scores of MR queries stay in a buffer that the cache holds. The largest scores of T lanes give a
- * threshold that at least k keys reach; one pass over the buffer finds the few that do, and an insertion orders them.
+ * threshold that at least k keys reach; one pass over the buffer finds the few that do, which are ordered by counting the larger ones.
  */
 
 enum { LANES = 64, CHUNK = 8192 /* keys whose scores are held at a time, at most */, BLOCKS = 8 };
@@ -34,22 +34,12 @@ typedef struct {
     int total_order;     /* scores may be NaN, or too few are finite: NaN, numbers and excluded keys are ordered */
 } PackedKeys;
 
-/* The k best so far, by descending score. */
+/* The k best so far, by descending score, and behind them keys that may be among the best. */
 typedef struct {
-    float score[CONVNN_MOST_K];
-    int32_t index[CONVNN_MOST_K];
+    float score[LANES];
+    int32_t index[LANES];
     int count;
 } Best;
-
-static inline void insert(Best *best, int k, float score, int32_t index) {
-    int at = best->count < k ? best->count++ : k - 1;
-    for (; at > 0 && best->score[at - 1] < score; at--) {
-        best->score[at] = best->score[at - 1];
-        best->index[at] = best->index[at - 1];
-    }
-    best->score[at] = score;
-    best->index[at] = index;
-}
 
 /* sum[r][j] = sum over c of rows[c][r] * panel[c][j], in the order of c. */
 static inline __attribute__((always_inline)) void sum_products(const float *restrict rows, const float *restrict panel,
@@ -96,6 +86,38 @@ static float nth_largest(const float *lanes, int count, int n) {
     return result;
 }
 
+/* Order `count` scores, none of which is NaN and behind which the array has -inf up to a whole vector: order[0] is the
+ * largest, equal ones in their order. Without a branch: which are among the best cannot be predicted. */
+static void rank(const float *scores, int count, int32_t *order) {
+    float larger[LANES];
+    uint8_t equal[LANES] = {0}; /* how many had as many larger ones so far: these are equal */
+    for (int at = 0; at < count; at += VF_LANES) {
+        vf here = vf_load(scores + at), sum = vf_all(0);
+        for (int j = 0; j < count; j++) sum = vf_count_greater(sum, vf_all(scores[j]), here);
+        vf_store(larger + at, sum);
+    }
+    for (int j = 0; j < count; j++) {
+        int place = (int)larger[j];
+        order[place + equal[place]++] = j;
+    }
+}
+
+/* Order what may be among the best, and keep k of it. */
+static void keep_best(Best *best, int k) {
+    float score[CONVNN_MOST_K];
+    int32_t index[CONVNN_MOST_K], order[LANES];
+    int count = best->count < k ? best->count : k;
+    for (int j = best->count; j % VF_LANES; j++) best->score[j] = -INFINITY;
+    rank(best->score, best->count, order);
+    for (int m = 0; m < count; m++) {
+        score[m] = best->score[order[m]];
+        index[m] = best->index[order[m]];
+    }
+    memcpy(best->score, score, (size_t)count * sizeof(float));
+    memcpy(best->index, index, (size_t)count * sizeof(int32_t));
+    best->count = count;
+}
+
 /* Add the keys of one chunk that reach the threshold. */
 static void select_best(Best *best, int k, const float *scores, int64_t count, float threshold, int64_t first,
                         int64_t skip) {
@@ -107,28 +129,22 @@ static void select_best(Best *best, int k, const float *scores, int64_t count, f
         reached |= (uint64_t)vf_at_least(vf_load(scores + at + 3 * VF_LANES), limit) << 3 * VF_LANES;
         for (; reached; reached &= reached - 1) {
             int64_t j = at + __builtin_ctzll(reached);
-            if (first + j == skip || (best->count == k && !(scores[j] > best->score[k - 1]))) continue;
-            insert(best, k, scores[j], (int32_t)(first + j));
+            if (first + j == skip) continue;
+            if (best->count == LANES) keep_best(best, k);
+            best->score[best->count] = scores[j];
+            best->index[best->count++] = (int32_t)(first + j);
         }
     }
+    keep_best(best, k);
 }
 
 /* Find the k best of at most LANES keys, `count` of them with what fills the last vector, none of which is NaN. */
 static void select_few(const float *scores, int count, int k, int64_t skip, int64_t *index) {
-    float row[LANES], larger[LANES];
+    float row[LANES];
     int32_t order[LANES];
-    uint8_t equal[LANES] = {0}; /* how many had as many larger ones so far: these are equal */
     memcpy(row, scores, (size_t)count * sizeof(float));
     if (skip >= 0) row[skip] = -INFINITY;
-    for (int at = 0; at < count; at += VF_LANES) {
-        vf here = vf_load(row + at), sum = vf_all(0);
-        for (int j = 0; j < count; j++) sum = vf_count_greater(sum, vf_all(row[j]), here);
-        vf_store(larger + at, sum);
-    }
-    for (int j = 0; j < count; j++) { /* without a branch: which keys are among the best cannot be predicted */
-        int place = (int)larger[j];
-        order[place + equal[place]++] = j;
-    }
+    rank(row, count, order);
     for (int m = 0; m < k; m++) index[m] = order[m];
 }
 
