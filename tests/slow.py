@@ -23,12 +23,17 @@ SLOW = {
         r"models/test_timm\.py::.*\[(densenet121|resnet50)",
     ),
     "derivatives of operators in every combination": (
-        r"ops/test_operators\.py::test_torch_finds_nothing.*(no kernels|dtype[23])",
-        r"ops/test_operators\.py::test_slot_mix.*(no kernels|6-4-2|6-12-6)",
-        r"ops/test_operators\.py::test_sampled_mix_and.*no kernels",
+        r"ops/test_operators\.py::test_torch_finds_nothing.*dtype[23]",
+        r"ops/test_operators\.py::test_slot_mix.*(6-4-2|6-12-6)",
+    ),
+    "graphs of layers like those that are compiled": (
+        r"test_compile\.py::test_compiles_into.*\[(patches|window|blend|hybrid attention|grid|euclidean|k-NN attention)",
+        r"test_compile\.py::test_exports_with_a_dynamic_batch\[(blend|grid|window|euclidean)",
     ),
     "processes that each import torch": (
         r"train/study/test_sweep\.py::test_a_process_(trains|ends)",
+        r"test_extras\.py::test_the_extra_export_exports",
+        r"export/test_torch_export\.py::test_it_runs_in_another_process",
         r"demo/test_demo\.py::test_the_whole_demo",
         r"demo/test_demo\.py::test_equal_seeds.*\[(hybrid|convnn_attention)",
     ),

@@ -2,8 +2,9 @@
  *
  * Keys are packed into panels of NR columns, C rows each. A register tile of MR queries x NR keys is summed over the
  * channels in order, so that equal keys have equal scores wherever they stand, and ties can be taken lowest index
- * first. The scores of MR queries stay in a buffer that the cache holds. The largest scores of T lanes give a
- * threshold that at least k keys reach; one pass over the buffer finds the few that do, which are ordered by counting the larger ones.
+ * first. The scores of MR queries stay in a buffer that the cache holds. The largest scores of some lanes give a
+ * threshold that at least k keys reach; one pass over the buffer finds the few that do, and counting the larger ones
+ * orders them. Where not all keys stay in the cache, several blocks of queries are compared with some before the next.
  */
 
 enum { LANES = 64, CHUNK = 8192 /* keys whose scores are held at a time, at most */, BLOCKS = 8 };
