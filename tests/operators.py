@@ -12,7 +12,6 @@ from torch.utils._pytree import tree_leaves
 
 from convnn.ops.bags import bag_scatter, bag_sum, pair_distance, pair_product
 from convnn.ops.euclidean import nearest_euclidean
-from convnn.ops.linear import columns, linear
 from convnn.ops.native import (
     native_bag_scatter,
     native_bag_sum,
@@ -30,7 +29,7 @@ from convnn.ops.sampled import sampled_mix, sampled_mix_backward
 from convnn.ops.slots import slot_mix, slot_mix_backward
 
 OPERATORS: tuple[Any, ...] = (
-    bag_sum, bag_scatter, pair_product, pair_distance, linear, columns, nearest, nearest_euclidean,
+    bag_sum, bag_scatter, pair_product, pair_distance, nearest, nearest_euclidean,
     slot_mix, slot_mix_backward, sampled_mix, sampled_mix_backward,
     native_bag_sum, native_bag_scatter, native_pair_product, native_pair_distance,
     native_nearest, native_nearest_euclidean, native_slot_mix, native_slot_mix_backward,

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from convnn.ops.bags import bag_scatter, bag_sum, pair_distance, pair_product
 from convnn.ops.euclidean import nearest_euclidean
-from convnn.ops.linear import columns, linear
 from convnn.ops.nearest import nearest
 from convnn.ops.sampled import sampled_mix, sampled_mix_backward
 from convnn.ops.slots import slot_mix, slot_mix_backward
@@ -190,8 +189,6 @@ def test_torch_finds_nothing_wrong_with_the_operators(dtype: torch.dtype) -> Non
         (slot_mix_backward, (query.new_ones(B, N, 6), table.detach(), weight.detach(), index, None, 1)),
         (nearest, (query.detach(), table.detach(), None, None, None, 3, False)),
         *[(nearest_euclidean, (query.detach(), table.detach(), *blend, None, None, 3, False)) for blend in blends],
-        (linear, (query[0], weight[:, :, 0], None)),
-        (columns, (query[0], table[0, :N])),
         *[(sampled_mix, (table[:, :6], slots, weight[:, 0, 0], torch.tensor([-1, 4]), *sampled, by)) for by in layouts],
         *[
             (sampled_mix_backward, (grad, table[:, :6].detach(), slots, torch.tensor([1, 4]), *sampled, by, of_value))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from convnn.ops import bags, euclidean, linear, nearest, sampled, slots
+from convnn.ops import bags, euclidean, nearest, sampled, slots
 
 B, N, M, C, K = 3, 7, 11, 6, 4
 
@@ -82,13 +82,6 @@ def test_pairs() -> None:
     query, table, rows = tokens(B, N, C), tokens(B, M, C), index()
     torch.testing.assert_close(bags.plain_pair_product(query, table, rows), bags.pair_product(query, table, rows))
     torch.testing.assert_close(bags.plain_pair_distance(query, table, rows), bags.pair_distance(query, table, rows))
-
-
-def test_linear() -> None:
-    x, weight, bias = torch.randn(N, C), torch.randn(5, C), torch.randn(5)
-    for given in (None, bias):
-        torch.testing.assert_close(linear.plain_linear(x, weight, given), linear.linear(x, weight, given))
-    torch.testing.assert_close(linear.plain_columns(x, x), linear.columns(x, x))
 
 
 @pytest.mark.parametrize("query_grid", [[2, 4, 2, 4, 0, 0, 1, 1], [3, 3, 1, 2, 1, 1, 1, 1]], ids=["whole", "inside"])

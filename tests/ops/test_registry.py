@@ -7,8 +7,7 @@ import torch
 from torch._library.simple_registry import singleton
 from torch.utils.flop_counter import flop_registry
 
-from convnn.ops.bags import pair_product, plain_pair_product
-from convnn.ops.linear import linear
+from convnn.ops.bags import bag_sum, pair_product, plain_pair_product
 from convnn.ops.registry import PLAIN_FORMS, kernel, owned
 from convnn.ops.sampled import sampled_mix
 
@@ -51,7 +50,7 @@ def test_a_kernel_is_one_function() -> None:
 def test_results_may_be_modified_in_place(channels_first: bool) -> None:
     value, slots = torch.randn(2, 6, 3, requires_grad=True), torch.randn(3, 4, 3, requires_grad=True)
     rest = torch.tensor([0, 3]), torch.randint(0, 2, (2, 6, 2)), [2, 3, 2, 3, 0, 0, 1, 1], channels_first
-    for out in (sampled_mix(value, slots, None, *rest), linear(value[0], slots[0], None)):
+    for out in (sampled_mix(value, slots, None, *rest), bag_sum(value, rest[1], None)):
         assert not out._is_view()
         out.mul_(2).sum().backward()
 

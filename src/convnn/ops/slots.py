@@ -12,24 +12,21 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .bags import gather, pairs_flops, plain_bag_scatter, weighted_rows_flops
-from .linear import linear
 from .registry import Shape, backward_of, define
 from .tiles import in_tiles
 
 
-def project(value: Tensor, weight: Tensor, groups: int, multiply: Callable[..., Tensor] = linear) -> Tensor:
-    """Apply every slot's matrix to every value: ``(b, M, C_in)`` to ``(b, M * k, C_out)``.
-
-    ``multiply`` is a product of rows that needs no gradient, for use inside operators.
-    """
+def project(value: Tensor, weight: Tensor, groups: int) -> Tensor:
+    """Apply every slot's matrix to every value: ``(b, M, C_in)`` to ``(b, M * k, C_out)``."""
     batch, rows, channels = value.shape
     out, _, k = weight.shape
     if groups == 1:
         matrix = weight.permute(2, 0, 1).reshape(k * out, channels)
-        return multiply(value.reshape(-1, channels), matrix, None).view(batch, rows * k, out)
+        return F.linear(value, matrix).view(batch, rows * k, out)
     if weight.shape[1] == 1 and out == channels:
         return (value.unsqueeze(2) * weight.squeeze(1).t().contiguous()).reshape(batch, rows * k, out)
     grouped, slots = value.unflatten(2, (groups, -1)), weight.unflatten(0, (groups, -1))
