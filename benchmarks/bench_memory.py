@@ -1,7 +1,8 @@
 """How much memory does a step need beside its input? `python benchmarks/bench_memory.py`, with --json FILE.
 
 Each figure is the rise of a fresh process's largest resident memory over one forward and backward pass of ConvNN2d(64,
-64, 9, padding=1): all candidates, by the general implementation and by plain gather, and by nn.Conv2d.
+64, 9, candidate_padding=1), all candidates: by the native library, by plain PyTorch in tiles, by plain gather; and of
+nn.Conv2d.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from convnn import ConvNN2d
 from convnn.bench.machine import machine
 
 SIZES = [(8, 56), (1, 32), (1, 64), (1, 128), (1, 256)]  # samples and side of the map
+IMPLEMENTATIONS = {"ours": "native", "tiled": "tiled", "plain": "dense"}
 PLAIN_UP_TO = 8 * 56**2 * 56**2  # elements of the N x N matrices that plain gather is asked for
 
 
@@ -26,7 +28,7 @@ def layer(name: str) -> nn.Module:
     """Make the layer to measure."""
     if name == "conv":
         return nn.Conv2d(64, 64, 3, padding=1)
-    return ConvNN2d(64, 64, 9, candidate_padding=1, impl={"plain": "dense", "ours": "tiled"}[name])
+    return ConvNN2d(64, 64, 9, candidate_padding=1, impl=IMPLEMENTATIONS[name])
 
 
 def work(name: str, batch: int, side: int) -> None:
@@ -53,17 +55,17 @@ def main() -> None:
         return
     record = {"command": f"python benchmarks/{Path(__file__).name} {' '.join(sys.argv[1:])}".strip(), **machine()}
     rows = []
-    print(f"{'samples':>7} {'tokens':>7}   extra MiB (seconds): ours, plain gather, nn.Conv2d")
+    print(f"{'samples':>7} {'tokens':>7}   extra MiB (seconds): native, in tiles, plain gather, nn.Conv2d")
     for batch, side in SIZES:
         row = {"samples": batch, "tokens": side * side}
-        for name in ("ours", "plain", "conv"):
+        for name in (*IMPLEMENTATIONS, "conv"):
             if name == "plain" and batch * side**4 > PLAIN_UP_TO:
                 continue
             command = [sys.executable, str(Path(__file__).resolve()), "--worker", name, str(batch), str(side)]
             row[name] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
         rows.append(row)
         cells = (f"{row[n]['extra_mib']:8.0f} ({row[n]['seconds']:.2f})" if n in row else "       -" for n in
-                 ("ours", "plain", "conv"))  # fmt: skip
+                 (*IMPLEMENTATIONS, "conv"))  # fmt: skip
         print(f"{batch:7} {side * side:7}   " + "  ".join(cells), flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps({**record, "rows": rows}, indent=1) + "\n")

@@ -1,9 +1,9 @@
 """Where does the time of a case go? `python benchmarks/bench_profile.py CASE`, with --json FILE.
 
-CASE is a case of `convnn bench`, e.g. "random 32 vs conv/16x64x32" or "ResNet-50 hybrid random 32, training
-step/8x3x224". First ours, then the other runs under torch.profiler, forward and backward. For each side: every
-operator's own milliseconds a step, the most expensive first, and their sum. The time of `convnn::` operators is that of
-the Python in them. The profiler costs time itself, most where operators are small and many.
+CASE is a case of `convnn bench`, e.g. "random 32 vs conv/16x64x32" or "ResNet-50 hybrid random 32/8x3x224". First ours,
+then the other runs under torch.profiler, forward and backward. For each side: every operator's own milliseconds a step,
+the most expensive first, and their sum. The time of `convnn::native_` operators is that of the C kernels in them. The
+profiler costs time itself, most where operators are small and many.
 """
 
 import argparse

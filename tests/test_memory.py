@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -105,3 +108,23 @@ def test_nor_in_hybrids_and_heads(layer: nn.Module) -> None:
 def test_padding_is_counted_and_never_written_where_candidates_are_few(layer: nn.Module) -> None:
     x = torch.randn(2, 6, 8, 9)
     assert largest(lambda: layer_with_gradients(layer, x)) < 4 * 2 * 6 * 48 * 49
+
+
+RISE = """
+import resource, torch
+from convnn import ConvNN2d
+layer, x = ConvNN2d(4, 4, 9), torch.randn(1, 4, 80, 80, requires_grad=True)
+layer(torch.randn(1, 4, 8, 8)).sum().backward()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+layer(x).sum().backward()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the peak of resident memory in KiB")
+@pytest.mark.parametrize("level", ["off", "auto"])
+def test_tiles_use_the_memory_of_those_before(level: str) -> None:
+    """The scores of all pairs, 160 MiB, are not resident at the same time."""
+    environment = {**os.environ, "CONVNN_NATIVE": level, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", RISE], env=environment, check=True, capture_output=True, text=True)
+    assert int(done.stdout) < 64 << 10

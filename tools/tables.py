@@ -121,7 +121,7 @@ def by_case(*prefixes: str, passes: Sequence[str] = tuple(PASSES)) -> str:
 
 def memory() -> str:
     """Return the table of the memory that one step needs."""
-    sides = {"ConvNN2d, all candidates": "ours", "the plain algorithm": "plain", "`nn.Conv2d`": "conv"}
+    sides = {"native": "ours", "plain PyTorch": "tiled", "the plain algorithm": "plain", "`nn.Conv2d`": "conv"}
     rows = [
         [str(row["samples"]), f"{row['tokens']:,}"]
         + [f"{row[side]['extra_mib']:,.0f}" if side in row else "" for side in sides.values()]

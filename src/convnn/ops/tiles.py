@@ -7,7 +7,6 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ParamSpec, cast
 
-import torch
 from torch import Tensor
 
 # Numbers held at a time: 16 MiB of float64. A device is busy with so many, and has memory for several times as many.
@@ -40,11 +39,15 @@ def in_tiles(plain: Callable[P, Tensor], axes: Sequence[str], numbers: Callable[
     @functools.wraps(plain)
     def run(*args: P.args, **kwargs: P.kwargs) -> Tensor:
         batch, queries = cast(Tensor, args[first]).shape[:2]
-        rows: dict[int, list[Tensor]] = {}
+        out: Tensor | None = None
         for tile in tiles(batch, queries, numbers(*args, **kwargs)):
             parts = [cut(x, word, tile) for x, word in zip(args, axes, strict=False)]
-            rows.setdefault(tile[0].start, []).append(compute(*parts, *args[len(axes) :]))
-        return torch.cat([torch.cat(row, 1) for row in rows.values()]) if rows else plain(*args, **kwargs)
+            part = compute(*parts, *args[len(axes) :])
+            # Copied at once: small results between the large tensors of the tiles would keep their memory from being
+            # used again.
+            out = part.new_empty(batch, queries, *part.shape[2:]) if out is None else out
+            out[tile] = part
+        return plain(*args, **kwargs) if out is None else out
 
     return run
 
