@@ -13,7 +13,7 @@ ifeq ($(strip $(ARGS)),)
 COVERED := --cov=convnn --cov-report=term --cov-fail-under=95
 endif
 
-.PHONY: help setup demo test test-slow test-all test-lowest check format bench lock tables clean clean-venv
+.PHONY: help setup demo test test-slow test-all test-lowest fuzz check format bench lock tables clean clean-venv
 
 help: ## show this list
 	@echo "convnn: one operator from convolution to attention. Targets:"
@@ -41,6 +41,9 @@ test-all: setup ## run all tests, the slow ones too; line coverage at least 95% 
 
 test-lowest: setup ## run the tests with the lowest versions that pyproject.toml allows, in .venv-lowest (6 GB more)
 	@$(BIN)/python tools/lowest.py -n $(JOBS) $(ARGS)
+
+fuzz: setup ## compare the native kernels with the plain forms in 100,000 random cases (about ten minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.native.fuzz $(ARGS)
 
 check: setup ## lint, format and types, changing nothing (about a minute the first time)
 	@echo "ruff check ..."

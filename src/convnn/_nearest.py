@@ -52,9 +52,7 @@ def why_not_native(problem: Problem) -> str | None:
     absent = _why_no_library()
     if absent is not None:
         return f"the native library is not used: {absent}"
-    if search is not None and search.similarity == "spatial":
-        return "neighbours by geometry need no search"
-    if search is not None and search.k > native_ops.MOST_K:
+    if search is not None and search.k > native_ops.MOST_K and search.similarity != "spatial":
         return f"it finds at most {native_ops.MOST_K} neighbours"
     for tokens in (None if search is None else search.query, None if gather is None else gather.value):
         if tokens is not None and tokens.device.type != "cpu":
