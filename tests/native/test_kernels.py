@@ -252,3 +252,25 @@ def test_sums_do_not_depend_on_the_number_of_threads():
         found.append(native_bag_scatter(source, index, None, 50))
     torch.set_num_threads(before)
     assert all(torch.equal(x, found[0]) for x in found)
+
+
+@pytest.mark.parametrize("wrong", [-1, 7, 2**40])
+def test_an_index_of_no_row_is_refused(wrong):
+    """A compiled program does not check the neighbours that it is given, and a kernel must not read elsewhere."""
+    table, index, slots = torch.randn(1, 7, 4), torch.tensor([[[0, 6], [wrong, 1]]]), torch.randn(3, 5, 4)
+    weight, grid = torch.randn(5, 4, 2), [1, 7, 1, 2, 0, 0, 1, 1]
+    for run in (
+        lambda: native_bag_sum(table, index, None),
+        lambda: native_bag_scatter(table[:, :2], index, None, 7),
+        lambda: native_pair_product(table[:, :2], table, index),
+        lambda: native_pair_distance(table[:, :2], table, index),
+        lambda: native_slot_mix(table, weight, index, None, 1),
+        lambda: native_slot_mix(table, weight[:4, :1].contiguous(), index, None, 4),
+        lambda: native_slot_mix_backward(torch.randn(1, 2, 5), table, weight, index, None, 1),
+        lambda: native_sampled_mix(table, slots, None, torch.arange(7), index, grid, False),
+        lambda: native_sampled_mix_backward(
+            torch.randn(1, 2, 5), table, slots, torch.arange(7), index, grid, False, True
+        ),
+    ):
+        with pytest.raises(IndexError, match="neighbours count tokens of the keys from 0"):
+            run()

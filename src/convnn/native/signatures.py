@@ -98,7 +98,7 @@ CONTROLS: dict[str, tuple[Any, tuple[Any, ...]]] = {
 }
 """The result and the arguments of every function that is no kernel."""
 
-NO_MEMORY, NO_THREADS = 1, 2  # what a kernel returns where it fails; 0 where it does not
+NO_MEMORY, NO_THREADS, BAD_INDEX = 1, 2, 3  # what a kernel returns where it fails; 0 where it does not
 
 
 def address(problem: ctypes.Structure) -> int:
@@ -122,4 +122,8 @@ def _check(result: int, function: Any, arguments: tuple[Any, ...]) -> int:
         raise MemoryError(f"{function.__name__}: there is not enough memory for its scratch")
     if result == NO_THREADS:
         raise RuntimeError(f"{function.__name__}: PyTorch could not run it on its threads")
+    if result == BAD_INDEX:
+        raise IndexError(
+            f"{function.__name__}: an index is not one of a row; neighbours count tokens of the keys from 0"
+        )
     return result

@@ -17,6 +17,10 @@ typedef struct {
     atomic_int failed;
 } BagsTask;
 
+static int bad_index(const struct convnn_bags *p) {
+    return outside(p->index, p->batch * p->queries * p->k, p->by_slot ? p->rows / p->k : p->rows);
+}
+
 static inline int64_t table_row(const struct convnn_bags *p, int64_t at) {
     return p->by_slot ? p->index[at] * p->k + at % p->k : p->index[at];
 }
@@ -70,6 +74,7 @@ static void bag_sum_range(int64_t begin, int64_t end, void *context) {
 static int64_t bag_grain(const struct convnn_bags *p) { return 16384 / (p->k * p->channels + 1) + 1; }
 
 static int bag_sum(const struct convnn_bags *p) {
+    if (bad_index(p)) return CONVNN_BAD_INDEX;
     return parallel_for(0, p->batch * p->queries, bag_grain(p), bag_sum_range, (void *)p);
 }
 
@@ -104,6 +109,7 @@ static void scatter_part(int64_t begin, int64_t end, void *context) {
 }
 
 static int bag_scatter(const struct convnn_bags *p) {
+    if (bad_index(p)) return CONVNN_BAD_INDEX;
     BagsTask task = {.p = p, .width = SCATTERED};
     int64_t tasks = p->batch * ((p->channels + SCATTERED - 1) / SCATTERED);
     if (tasks < parallel_threads()) task.width = 16; /* a cache line, so that no two threads write into one */
@@ -143,6 +149,7 @@ static void product_range(int64_t begin, int64_t end, void *context) {
 }
 
 static int pair_product(const struct convnn_bags *p) {
+    if (bad_index(p)) return CONVNN_BAD_INDEX;
     return parallel_for(0, p->batch * p->queries, bag_grain(p), product_range, (void *)p);
 }
 
@@ -155,6 +162,7 @@ static void distance_range(int64_t begin, int64_t end, void *context) {
 }
 
 static int pair_distance(const struct convnn_bags *p) {
+    if (bad_index(p)) return CONVNN_BAD_INDEX;
     return parallel_for(0, p->batch * p->queries, bag_grain(p), distance_range, (void *)p);
 }
 
@@ -174,6 +182,7 @@ static void vector_chunks(int64_t begin, int64_t end, void *context) {
 }
 
 static int vector_gradient(const struct convnn_bags *p) {
+    if (bad_index(p)) return CONVNN_BAD_INDEX;
     enum { MOST_CHUNKS = 64 };
     BagsTask task = {.p = p, .chunk = 256};
     int64_t total = p->batch * p->queries, numbers = p->k * p->channels;

@@ -7,7 +7,7 @@
 #define CONVNN_API __attribute__((visibility("default")))
 
 /* What functions return that can fail. */
-enum { CONVNN_OK = 0, CONVNN_NO_MEMORY = 1, CONVNN_NO_THREADS = 2 };
+enum { CONVNN_OK = 0, CONVNN_NO_MEMORY = 1, CONVNN_NO_THREADS = 2, CONVNN_BAD_INDEX = 3 };
 
 enum { CONVNN_MOST_K = 32 };
 

@@ -17,6 +17,13 @@ static void run_range(int64_t count, range_function range, void *context, atomic
     if (result != CONVNN_OK) *failed = result;
 }
 
+/* Return 1 if an index is not in 0 .. rows - 1: a compiled program does not check those that it is given. */
+static int outside(const int64_t *index, int64_t count, int64_t rows) {
+    int64_t sign = 0; /* negative where an index, or its distance from the last row, is */
+    for (int64_t i = 0; i < count; i++) sign |= index[i] | (rows - 1 - index[i]);
+    return sign < 0;
+}
+
 /* Images worked on at a time, so that what is packed of them stays in the last cache. */
 static int64_t images_at_a_time(int64_t batch, int64_t numbers) {
     int64_t count = (1 << 21) / (numbers > 0 ? numbers : 1);

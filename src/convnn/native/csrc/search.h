@@ -144,7 +144,7 @@ static void select_few(const float *scores, int count, int k, int64_t skip, int6
     float row[LANES];
     int32_t order[LANES];
     memcpy(row, scores, (size_t)count * sizeof(float));
-    if (skip >= 0) row[skip] = -INFINITY;
+    if (skip >= 0 && skip < count) row[skip] = -INFINITY;
     rank(row, count, order);
     for (int m = 0; m < k; m++) index[m] = order[m];
 }

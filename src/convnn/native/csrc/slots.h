@@ -131,6 +131,9 @@ static void forward_blocks(int64_t begin, int64_t end, void *context) {
 }
 
 static int slot_mix(const struct convnn_slots *p) {
+    int64_t queries = p->batch * p->queries;
+    if (outside(p->index, queries * p->k, p->values)) return CONVNN_BAD_INDEX;
+    if (p->added_k && outside(p->added_index, queries * p->added_k, p->added_rows / p->added_k)) return CONVNN_BAD_INDEX;
     SlotsTask task = {.p = p};
     int64_t K = p->k * p->channels;
     int copied = p->value_stride[2] != 1;

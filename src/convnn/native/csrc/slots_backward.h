@@ -155,6 +155,7 @@ static void rho_blocks(int64_t begin, int64_t end, void *context) {
 }
 
 static int slot_mix_backward(const struct convnn_slots *p) {
+    if (outside(p->index, p->batch * p->queries * p->k, p->values)) return CONVNN_BAD_INDEX;
     SlotsTask task = {.p = p, .transposed = 1};
     int copy_x = p->value_stride[2] != 1, copy_g = p->grad_stride[2] != 1;
     int64_t x_size = copy_x ? p->values * p->channels : 0, g_size = copy_g ? p->queries * p->out : 0;

@@ -22,7 +22,8 @@ def _run(
     if tokens is None or not index.numel() or not tokens.numel():
         return result.zero_()
     problem = BagsProblem(
-        batch=index.shape[0], queries=index.shape[1], rows=rows, channels=tokens.shape[2], k=index.shape[2],
+        batch=index.shape[0], queries=index.shape[1], channels=tokens.shape[2], k=index.shape[2],
+        rows=rows if table is None else table.shape[1],
         table=table, table_stride=None if table is None else table.stride(),
         source=source, source_stride=None if source is None else source.stride(),
         index=index, result=result, **rest,
