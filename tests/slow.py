@@ -31,8 +31,18 @@ SLOW = {
         r"test_compile\.py::test_compiles_into.*\[(hybrid attention|k-NN attention)",
         r"test_compile\.py::test_exports_with_a_dynamic_batch\[(blend|grid|window|euclidean)",
     ),
+    "several compilations, or what few changes touch": (
+        r"native/test_build\.py::test_(changed_sources|the_sources_compile|a_level_defines)",
+        r"native/test_off\.py::test_outputs_and_gradients.*-0\]",
+        r"export/test_onnx\.py::test_the_file_says_what_it_is",
+        r"export/test_torch_export\.py::test_it_has_plain_operators",
+    ),
     "processes that each import torch": (
         r"train/study/test_sweep\.py::test_a_process_(trains|ends)",
+        r"train/study/test_sweep\.py::test_a_process_(has_workers|that_is_wrong)",
+        r"train/test_survival\.py::test_a_killed_run_on_images_of_files.*workers",
+        r"export/test_command\.py::test_(it_says_what_it_does|its_options_need)",
+        r"accounting/test_cli\.py::test_help_lists_every_option",
         r"test_extras\.py::test_the_extra_export_exports",
         r"export/test_torch_export\.py::test_it_runs_in_another_process",
         r"demo/test_demo\.py::test_the_whole_demo",

@@ -1,9 +1,20 @@
-"""Tokens with which the kernels are tested, and the bound of the roundings of a sum."""
+"""The levels and the tokens with which the kernels are tested, and the bound of the roundings of a sum."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 from torch import Tensor
+
+from convnn import native
+
+USABLE = [name for name, reason in native.levels().items() if reason is None]
+LEVELS: list[Any] = [
+    name if name in (USABLE[0], USABLE[-1]) else pytest.param(name, marks=pytest.mark.slow) for name in USABLE
+]
+"""The levels that this machine has, as parameters: those between the first and the fastest are slow tests."""
 
 
 def whole_numbers(*shape: int) -> Tensor:

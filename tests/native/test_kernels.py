@@ -28,9 +28,7 @@ from convnn.ops.nearest import plain_nearest
 from convnn.ops.sampled import plain_sampled_mix, plain_sampled_mix_backward
 from convnn.ops.slots import plain_slot_mix, plain_slot_mix_backward
 
-from .data import assert_sums, layouts, not_finite, of_any_size, whole_numbers
-
-LEVELS = [name for name, reason in native.levels().items() if reason is None]
+from .data import LEVELS, assert_sums, layouts, not_finite, of_any_size, whole_numbers
 
 pytestmark = pytest.mark.skipif(not LEVELS, reason=f"needs the native library: {native.why_not()}")
 

@@ -20,8 +20,7 @@ from convnn import ConvNN2d, ConvNNAttention, Random, native
 from convnn.testing import assert_close, layer_with_gradients
 
 from ..layers import LAYERS, example, make
-
-LEVELS = [name for name, reason in native.levels().items() if reason is None]
+from .data import LEVELS
 
 pytestmark = pytest.mark.skipif(not LEVELS, reason=f"needs the native library: {native.why_not()}")
 
