@@ -106,6 +106,7 @@ def _candidate_keys(problem: Search) -> Tensor:
 
 
 def _operators(search: Search, gather: Gather) -> nearest.Operators:
+    """Return the native operators where they can run the problem, else the plain ones."""
     return nearest.PLAIN if nearest.why_not_native(Problem(search, gather)) else nearest.NATIVE
 
 
