@@ -208,3 +208,10 @@ def test_children_of_a_forkserver_keep_the_threads(library):
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         here, after = pool.submit(threads_of_a_child).result(60)
     assert (here, after) == (native.on_torch_threads(), False)
+
+
+def test_a_library_that_is_there_and_not_used_is_warned_of(library, monkeypatch):
+    monkeypatch.delenv("CONVNN_NATIVE", raising=False)
+    monkeypatch.setattr(build, "sources_digest", lambda: "of other sources")
+    with pytest.warns(UserWarning, match="plain PyTorch, .* compiled from other sources .* run "):
+        assert loading._load_once().library is None

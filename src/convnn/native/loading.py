@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -151,6 +152,9 @@ def _load_once() -> _Loaded:
     if found is None:
         if wanted != "auto":
             raise invalid(VARIABLE, "'auto' or 'off' without the library", repr(wanted), reason or "")
+        record = build.read_record(build.FOLDER)
+        if record is not None and record.library is not None:  # who compiled one counts on its speed
+            warnings.warn(f"convnn runs in plain PyTorch, without its native library: {reason}", stacklevel=2)
         return _Loaded(None, reason)
     parallel_for, get_num_threads = torch_addresses()
     found.convnn_use_torch(None if _state.forked else parallel_for, get_num_threads)
