@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from convnn.ops import bags, euclidean, nearest, sampled, slots
 
@@ -95,3 +96,30 @@ def test_sampled_mix(query_grid: list[int], slots: int, by_channels: bool) -> No
         ours, theirs = sampled.plain_sampled_mix(*arguments), sampled.sampled_mix(*arguments)
         torch.testing.assert_close(ours, theirs)
         assert ours.stride() == theirs.stride()
+
+
+class LookedUp(TorchDispatchMode):
+    """Records the type of the indices by which rows are read or added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.types: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in (torch.ops.aten.embedding.default, torch.ops.aten.index_add_.default):
+            self.types.add(args[1 if func is torch.ops.aten.embedding.default else 2].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("run", [
+    lambda: bags.plain_bag_sum(tokens(B, M, C), index(), None),
+    lambda: bags.plain_bag_scatter(tokens(B, N, C), index(), None, M),
+    lambda: bags.plain_pair_product(tokens(B, N, C), tokens(B, M, C), index()),
+    lambda: slots.plain_slot_mix(tokens(B, M, C), tokens(5, C, K), index(), None, 1),
+])  # fmt: skip
+def test_rows_are_numbered_in_int32_where_they_fit(run) -> None:
+    with LookedUp() as looked_up:
+        run()
+    assert looked_up.types == {torch.int32}
+    assert bags.index_dtype(2**31 - 1) == torch.int32
+    assert bags.index_dtype(2**31) == torch.int64

@@ -23,15 +23,21 @@ from .tiles import in_tiles
 
 def gather(table: Tensor, index: Tensor) -> Tensor:
     """Gather rows: ``(B, M, C)`` by ``(B, N, k)`` to ``(B, N, k, C)``."""
-    batch, rows, channels = table.shape
     # Whole rows of one table: runtimes copy them as they are, where a gather along an axis needs an index per number.
-    first = torch.arange(batch, device=index.device) * rows
-    return F.embedding(index + first.view(-1, 1, 1), table.reshape(batch * rows, channels))
+    return F.embedding(_batch_rows(index, table.shape[1]), table.flatten(0, 1))
 
 
 def index_dtype(count: int) -> torch.dtype:
-    """Return the shorter type of index that can number so many rows."""
-    return torch.int32 if count <= torch.iinfo(torch.int32).max else torch.int64
+    """Return the shorter type of index that can number so many rows; int64 for a number that is not known yet."""
+    fits = isinstance(count, int) and count <= torch.iinfo(torch.int32).max
+    return torch.int32 if fits else torch.int64
+
+
+def _batch_rows(index: Tensor, rows: int) -> Tensor:
+    """Number the rows of ``(B, N, k)`` through the batch: row j of sample b is row ``b * rows + j``."""
+    batch = index.shape[0]
+    dtype = index_dtype(batch * rows)
+    return index.to(dtype) + (torch.arange(batch, dtype=dtype, device=index.device) * rows).view(-1, 1, 1)
 
 
 def slot_rows(index: Tensor, rows: int) -> Tensor:
@@ -50,11 +56,11 @@ def plain_bag_sum(table: Tensor, index: Tensor, weight: Tensor | None) -> Tensor
 def plain_bag_scatter(source: Tensor, index: Tensor, weight: Tensor | None, rows: int) -> Tensor:
     """Add each query's row to its k targets: ``(B, N, C)``, ``(B, N, k)``, weights or ones, to ``(B, rows, C)``."""
     batch, _, channels = source.shape
-    first = torch.arange(batch, device=index.device) * rows
+    numbered = _batch_rows(index, rows)
     out = source.new_zeros(batch * rows, channels, dtype=search_dtype(source.dtype))
     for m in range(index.shape[2]):  # neighbor by neighbor: no k-fold copy is held
         added = source if weight is None else source * weight[..., m : m + 1].to(source.dtype)
-        out.index_add_(0, (index[..., m] + first.unsqueeze(1)).flatten(), added.flatten(0, 1).to(out.dtype))
+        out.index_add_(0, numbered[..., m].flatten(), added.flatten(0, 1).to(out.dtype))
     return out.view(batch, rows, channels).to(source.dtype)
 
 
