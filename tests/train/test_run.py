@@ -7,6 +7,7 @@ import torch
 
 from convnn import ConvNNError
 from convnn.train import TrainSettings
+from convnn.train import run as run_module
 from convnn.train.module import Classifier
 from convnn.train.run import build_model, load_run, train
 
@@ -221,12 +222,18 @@ def test_a_timm_model_on_given_splits(split_images, tmp_path):
             {"model": "resnet18", "pretrained": False, "layer": "conv", "image_size": None, "optimizer": "sdg"},
             "optimizer: .* 'sgd'",
         ),
+        ({"freeze": "stm.*"}, r"freeze: expected patterns that match names of weights, got 'stm\.\*'"),
+        ({"optimizer": "sgd", "betas": "0.9"}, "betas: expected none for sgd"),
+        ({"model_options": {"pattern": "nowhere.*"}, "layer": "hybrid"}, "pattern: "),
     ],
 )
-def test_settings_that_do_not_go_together(images, tmp_path, options, message):
+def test_settings_that_do_not_go_together_are_refused_before_data_are_read(
+    images, tmp_path, monkeypatch, options, message
+):
+    monkeypatch.setattr(run_module, "ImageData", lambda *_, **__: pytest.fail("data are read"))
     with pytest.raises(ConvNNError, match=message):
         train(settings_for(images, tmp_path / "run", **options))
-    assert not (tmp_path / "run" / "last.ckpt").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):

@@ -28,7 +28,7 @@ from .data.splits import FILE as SPLITS
 from .data.splits import check_splits, save_splits
 from .loading import build_model, load_checkpoint, load_run
 from .module import Classifier, Optimisation, seed_epoch
-from .optimizer import freeze
+from .optimizer import freeze, make_optimizer
 from .processes import devices_of, rank, strategy_of
 from .record import Recorder, Report
 from .seeds import train_seeds
@@ -98,7 +98,7 @@ class _Run:
             raise invalid("out", "a folder without a run in it", repr(settings.out), fix)
         if settings.resume and (finished := _finished(out)):
             return finished
-        check_model(settings.model)
+        _check_model(settings)
         if settings.tensorboard and importlib.util.find_spec("tensorboard") is None:
             raise missing_extra("tensorboard", "train")
         takes = input_config(settings.model, settings.image_size, settings.stem or None)
@@ -205,6 +205,17 @@ class _Run:
             reload_dataloaders_every_n_epochs=1,
             default_root_dir=settings.out,
         )
+
+
+def _check_model(settings: TrainSettings) -> None:
+    """Raise ConvNNError if the model, its layers, its frozen weights and its optimiser do not go together.
+
+    No data are read for it, and no weights: their number of classes changes the last layer alone.
+    """
+    check_model(settings.model)
+    model = build_model(dataclasses.replace(settings, pretrained=False, weights=""), classes=2)
+    freeze(model, names_of(settings.freeze))
+    make_optimizer(_optimisation(settings), model)
 
 
 class _EvaluateEvery(Callback):
