@@ -1,6 +1,7 @@
-"""tools/venv.py, lock.py and lowest.py: when .venv is ready, what a user is told, which versions are installed."""
+"""Scripts of tools/: when .venv is ready, what a user is told, which versions are installed, what runs are kept."""
 
 import importlib.util
+import json
 import re
 import sys
 import tomllib
@@ -175,3 +176,22 @@ def test_every_requirement_has_a_lowest_version():
     assert [r for r in needed if not r.startswith("convnn[") and load("lowest").lowest(r) is None] == []
     torch = next(r for r in project["dependencies"] if r.startswith("torch>="))
     assert f"PyTorch {torch.removeprefix('torch>=')} or newer" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_finished_runs_are_kept_without_paths_of_the_machine(tmp_path):
+    study = tmp_path / "here" / "studies" / "layers"
+    for seed, status in enumerate(("finished", "running")):
+        run = study / "conv" / f"seed-{seed}"
+        run.mkdir(parents=True)
+        (run / "result.json").write_text(json.dumps({"status": status, "settings": {"out": str(run)}}))
+        (run / "settings.yaml").write_text(f"out: {run}\n")
+        (run / "last.ckpt").write_bytes(b"weights")
+    (study / "comparison.json").write_text(json.dumps({"left_out": {str(study / "conv" / "seed-1"): "running"}}))
+    results = tmp_path / "results"
+    kept = load("keep_runs").keep(study, results)
+    assert kept == [results / "runs/layers/conv/seed-0"]
+    assert sorted(path.name for path in kept[0].iterdir()) == ["result.json", "settings.yaml"]
+    assert (kept[0] / "settings.yaml").read_text() == "out: studies/layers/conv/seed-0\n"
+    texts = [path.read_text() for path in results.rglob("*") if path.is_file()]
+    assert len(texts) == 3
+    assert not any(str(tmp_path) in text for text in texts)
