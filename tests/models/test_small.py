@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from convnn import ConvNNError, HybridConvNN2d
-from convnn.models import SmallConvNet, create_model, small_transformer
+from convnn.models import SmallConvNet, SmallResNet, create_model, small_transformer
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 5)])
@@ -13,10 +13,13 @@ def test_small_conv_net_takes_any_size(size):
     assert len(model.body) == 3
 
 
-def test_the_small_resnet_has_six_convolutions_to_replace():
+def test_the_small_resnet_has_seven_convolutions_to_replace_and_keeps_its_stem():
     model = create_model("small_resnet", layer="hybrid", candidates="random:16")
-    assert sum(isinstance(part, HybridConvNN2d) for part in model.modules()) == 6
-    assert isinstance(model.stem[0], nn.Conv2d)
+    assert sum(isinstance(part, HybridConvNN2d) for part in model.modules()) == 7
+    kept = [name for name, part in model.stem.named_modules() if isinstance(part, nn.Conv2d)]
+    assert kept == ["0", "3"]
+    last = create_model("small_resnet", layer="hybrid", pattern="body.2.*")
+    assert sum(isinstance(part, HybridConvNN2d) for part in last.modules()) == 3
     x = torch.randn(2, 3, 32, 32)
     assert model.forward_features(x).shape == (2, 192, 4, 4)
     plain = create_model("small_resnet").eval()
@@ -46,6 +49,8 @@ def test_equal_seeds_build_equal_models():
     ("build", "message"),
     [
         (lambda: SmallConvNet(width=0), "width: expected a whole number of at least 1, got 0"),
+        (lambda: SmallResNet(widths=(8, 0)), "widths: expected a whole number of at least 1, got 0"),
+        (lambda: SmallResNet(widths=[8]), r"widths: expected two widths of the stem, .*got \(8,\)"),
         (lambda: small_transformer(image_size=9, patch=2), "patch: expected a divisor of image_size = 9, got 2"),
         (lambda: small_transformer(width=30), "width: expected a multiple of 4 .*got 30; use 32"),
     ],

@@ -184,7 +184,7 @@ def _build(
         arguments = {**shape, **{key: value for key, value in options.items() if key == "global_pool"}}
         small: Any = MODELS[entry.name](**{"num_classes": 10, "image_size": input_config(entry.name).size, **arguments})
         small.pretrained_cfg = MODEL_CONFIGS[entry.name]
-        return small, ()
+        return small, getattr(small, "keep", ())
     arguments = {**entry.backbone.arguments, "in_chans": shape["in_channels"], **options}
     classes = shape.get("num_classes", entry.backbone.num_classes)
     if classes is not None:

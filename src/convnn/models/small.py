@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,10 +16,11 @@ class _SmallNet(nn.Module):
     """A stem, a body, pooling over the map, and one linear layer, with the methods that timm's models have.
 
     x ``(B, in_channels, H, W)`` -> logits ``(B, num_classes)``; ``global_pool`` is the name of the pooling, or ``""``
-    for the map itself (without classes).
+    for the map itself (without classes). ``keep`` names the layers that ``create_model`` does not replace.
     """
 
     global_pool: str = ""
+    keep: tuple[str, ...] = ()
     pooling = "avg"
     scale = 1.0
 
@@ -87,37 +90,49 @@ class SmallConvNet(_SmallNet):
 class SmallResNet(_SmallNet):
     """A residual network for 32 x 32 images: the network of the recipe ``cifar10_fast``.
 
-    x ``(B, in_channels, H, W)`` -> logits ``(B, num_classes)``, H and W at least 8. A 4x4 convolution of stride 2, then
-    three stages of ``width``, ``2 width`` and ``4 width`` channels at 1/2, 1/4 and 1/8 of the resolution, each of a 3x3
-    convolution and a residual 3x3 convolution; maximum pooling and one linear layer, whose results are divided by 8.
-    The six 3x3 convolutions, ``body``, have stride 1 and padding 1.
+    x ``(B, in_channels, H, W)`` -> logits ``(B, num_classes)``, H and W at least 8. ``stem`` has two 3x3 convolutions
+    at full resolution, to ``widths[0]`` and ``widths[1]`` channels, and maximum pooling by 2. ``body`` has a residual
+    3x3 convolution, then a stage for each further width: a 3x3 convolution, maximum pooling by 2, and two residual 3x3
+    convolutions. Maximum pooling and one linear layer follow, whose results are divided by 8. All 3x3 convolutions have
+    stride 1 and padding 1; ``create_model`` replaces those of ``body``.
 
     >>> import torch
-    >>> SmallResNet(width=8)(torch.zeros(2, 3, 32, 32)).shape
+    >>> SmallResNet(widths=(8, 8, 16))(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 10])
     """
 
+    keep = ("stem.0", "stem.3")
     pooling = "max"
     scale = 0.125
 
     def __init__(
-        self, *, in_channels: int = 3, num_classes: int = 10, width: int = 48, global_pool: str = "max"
+        self,
+        *,
+        in_channels: int = 3,
+        num_classes: int = 10,
+        widths: Sequence[int] = (24, 32, 96, 192),
+        global_pool: str = "max",
     ) -> None:
-        for argument, value in (("in_channels", in_channels), ("width", width)):
-            checks.whole(argument, value, fix="raise it")
-        first = nn.Conv2d(in_channels, width, 4, stride=2, padding=1, bias=False)
-        stem = nn.Sequential(first, nn.BatchNorm2d(width), nn.GELU())
-        stages = [_stage(width, width), nn.MaxPool2d(2), _stage(width, 2 * width), nn.MaxPool2d(2)]
-        body = nn.Sequential(*stages, _stage(2 * width, 4 * width))
-        super().__init__(stem, body, 4 * width, num_classes=num_classes, global_pool=global_pool)
+        checks.whole("in_channels", in_channels, fix="raise it")
+        if len(widths) < 2:
+            raise invalid("widths", "two widths of the stem, and one for each stage", tuple(widths), "give more")
+        for width in widths:
+            checks.whole("widths", width, fix="raise it")
+        stem = nn.Sequential(*_block(in_channels, widths[0], nn.GELU()), *_pooled(widths[0], widths[1]))
+        stages = (
+            nn.Sequential(*_pooled(before, after), _Residual(after), _Residual(after))
+            for before, after in pairwise(widths[1:])
+        )
+        body = nn.Sequential(_Residual(widths[1]), *stages)
+        super().__init__(stem, body, widths[-1], num_classes=num_classes, global_pool=global_pool)
 
 
 class _Residual(nn.Module):
-    """The input plus a block of it."""
+    """The input plus a 3x3 convolution of it, normalised and activated."""
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.block = block
+        self.block = _block(channels, channels, nn.GELU())
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x + block(x)``."""
@@ -125,9 +140,9 @@ class _Residual(nn.Module):
         return y
 
 
-def _stage(in_channels: int, out_channels: int) -> nn.Sequential:
-    residual = _Residual(_block(out_channels, out_channels, nn.GELU()))
-    return nn.Sequential(_block(in_channels, out_channels, nn.GELU()), residual)
+def _pooled(in_channels: int, out_channels: int) -> nn.Sequential:
+    conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+    return nn.Sequential(conv, nn.MaxPool2d(2), nn.BatchNorm2d(out_channels), nn.GELU())
 
 
 def _block(in_channels: int, out_channels: int, activation: nn.Module | None = None) -> nn.Sequential:
