@@ -61,7 +61,8 @@ def processes_of(folder):
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks for processes in /proc")
 def test_a_study_that_is_killed_goes_on_where_it_was(images, tmp_path):
-    (tmp_path / "study.yaml").write_text(STUDY % images)
+    (tmp_path / "study.yaml").write_text(STUDY % "images")  # a path from where the study is started
+    (tmp_path / "images").symlink_to(images)
     out = tmp_path / "killed"
     process = sweep(tmp_path, "killed")
 

@@ -124,6 +124,14 @@ def test_a_process_trains_and_its_epochs_are_reported(images, tmp_path):
     assert result["provenance"]["threads"] == "1"
 
 
+def test_relative_paths_are_taken_from_the_folder_of_the_study(images, tmp_path):
+    (tmp_path / "images").symlink_to(images)
+    (tmp_path / "timm.py").write_text("raise RuntimeError('imported from the folder of the study')")
+    settings = values("images", tmp_path / "run", max_steps=1)
+    assert run_process(settings, threads=1, report=print, folder=str(tmp_path)) == ""
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["settings"]["data"] == "images"
+
+
 def test_a_process_that_is_wrong_says_so_in_one_line(tmp_path):
     error = run_process(values(tmp_path / "nowhere", tmp_path / "run"), threads=1, report=print)
     assert error.startswith("data: expected a folder that exists, got ")

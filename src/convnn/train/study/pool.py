@@ -61,6 +61,7 @@ def run_pool(runs: Sequence[dict[str, Any]], room: Room, report: Report) -> None
                 "position": tune.grid_search(list(range(len(runs)))),
                 "runs": list(map(dict, runs)),
                 "threads": room.threads,
+                "folder": os.getcwd(),
             },
             tune_config=tune.TuneConfig(max_concurrent_trials=room.at_once or None),
             run_config=tune.RunConfig(
@@ -100,8 +101,11 @@ def _trial(config: dict[str, Any]) -> None:
     """Train one run on the machine that Ray has chosen."""
     from ray import tune
 
-    settings = config["runs"][config["position"]]
-    error = run_process(settings, threads=config["threads"], report=lambda entry: tune.report({"entry": entry}))
+    settings, folder = config["runs"][config["position"]], config["folder"]
+    error = f"the folder in which the study was started is not on this machine: {folder}"
+    if os.path.isdir(folder):  # relative paths are taken from there
+        told = {"threads": config["threads"], "report": lambda entry: tune.report({"entry": entry})}
+        error = run_process(settings, folder=folder, **told)
     tune.report({"error": error})
 
 

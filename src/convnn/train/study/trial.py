@@ -31,9 +31,12 @@ TRIES = 3
 POLL = 0.5
 
 
-def run_process(settings: dict[str, Any], *, threads: int, report: Callable[[dict[str, Any]], None]) -> str:
+def run_process(
+    settings: dict[str, Any], *, threads: int, report: Callable[[dict[str, Any]], None], folder: str | None = None
+) -> str:
     """Train in a new process; return an empty text, or why there is no result.
 
+    Relative paths in the settings are taken from ``folder``, or from where this process is.
     Every finished epoch is reported, as ``result.json`` has it. What the process prints is in ``train.log``. A process
     that was killed is started again, to go on from its last checkpoint, up to ``TRIES`` times in all.
     """
@@ -44,9 +47,9 @@ def run_process(settings: dict[str, Any], *, threads: int, report: Callable[[dic
     status = 0
     for _ in range(TRIES):
         with (out / LOG).open("a", encoding="utf-8") as log:
-            command = [sys.executable, "-m", "convnn.train.study.trial"]
+            command = [sys.executable, "-P", "-m", "convnn.train.study.trial"]  # -P: nothing is imported from there
             process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, text=True
+                command, cwd=folder, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, text=True
             )
             with _ended(process):
                 if process.stdin is not None:
