@@ -1,10 +1,11 @@
 /* Products of rows with packed panels: what the aggregation is made of.
  *
  * Rows are held MR at a time, at most SPAN of their columns, at the fixed distance STRIDE: a broadcast then needs no
- * pointer per row. A matrix (K, columns) is packed into panels (columns / NR, K, NR), zeros behind the last column.
+ * pointer per row. SPAN is a multiple of MR, so that MR columns of the transposed product never lie in two spans.
+ * A matrix (K, columns) is packed into panels (columns / NR, K, NR), zeros behind the last column.
  */
 
-enum { SPAN = 256, STRIDE = SPAN + 16, BLOCK = 8 * MR /* rows worked on at a time */ };
+enum { SPAN = 256 / MR * MR, STRIDE = 256 + 16, BLOCK = 8 * MR /* rows worked on at a time */ };
 
 static inline int64_t padded(int64_t columns) { return (columns + NR - 1) / NR * NR; }
 
@@ -65,26 +66,26 @@ static void add_block(const float *rows, int64_t blocks, int64_t K, const float 
         for (int64_t column = 0; column < width; column += NR) {
             const float *panel = panels + (column / NR * depth + from + k) * NR;
             for (int64_t r = 0; r < blocks; r++)
-                add_product(rows + (k / SPAN * (BLOCK / MR) + r) * MR * STRIDE, panel, count,
+                add_product(rows + (k / SPAN * BLOCK + r * MR) * STRIDE, panel, count,
                             out + r * MR * width + column, width);
         }
     }
 }
 
 /* Where the part of row r from column k on is held. */
-static inline float *held(float *rows, int64_t r, int64_t k) {
-    return rows + ((k / SPAN * (BLOCK / MR) + r / MR) * MR + r % MR) * STRIDE + k % SPAN;
-}
+static inline float *held(float *rows, int64_t r, int64_t k) { return rows + (k / SPAN * BLOCK + r) * STRIDE + k % SPAN; }
 
 static int64_t held_floats(int64_t K) { return (K + SPAN - 1) / SPAN * BLOCK * STRIDE; }
 
-/* Hold columns k .. k + count of row r: source times factor. */
-static void hold(float *rows, int64_t r, int64_t k, const float *source, int64_t count, float factor) {
+/* Set columns k .. k + count of row r to source times factor, or with `added` add that to them. */
+static inline void hold(float *rows, int64_t r, int64_t k, const float *source, int64_t count, float factor, int added) {
+    vf times = vf_all(factor), none = vf_all(-0.0f); /* which changes no product, not even one of -0 */
     while (count > 0) {
-        int64_t part = SPAN - k % SPAN < count ? SPAN - k % SPAN : count;
+        int64_t part = SPAN - k % SPAN < count ? SPAN - k % SPAN : count, c = 0;
         float *restrict to = held(rows, r, k);
-        if (factor == 1) memcpy(to, source, (size_t)part * sizeof(float));
-        else for (int64_t c = 0; c < part; c++) to[c] = source[c] * factor;
+        for (; c + VF_LANES <= part; c += VF_LANES)
+            vf_store(to + c, vf_fma(times, vf_load(source + c), added ? vf_load(to + c) : none));
+        for (; c < part; c++) to[c] = factor * source[c] + (added ? to[c] : -0.0f);
         k += part, source += part, count -= part;
     }
 }

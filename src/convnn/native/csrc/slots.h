@@ -19,20 +19,25 @@ typedef struct {
 
 static int64_t blocks_of(int64_t rows) { return (rows + BLOCK - 1) / BLOCK; }
 
-/* Pack the matrices for a product with rows of (m, c) or, for the gradient of the values, of (m, o). */
+/* Pack the matrices for a product with rows of (m, c) or, for the gradient of the values, of (m, o): some rows at a
+ * time, so that the numbers of all slots, which are neighbours in memory, stay in the cache for all slots. */
 static void pack_slots(int64_t begin, int64_t end, void *context) {
+    enum { T = 16 };
     SlotsTask *task = context;
     const struct convnn_slots *p = task->p;
     int64_t rows = task->transposed ? p->out : p->channels, columns = task->transposed ? p->channels : p->out;
     int64_t row = p->weight_stride[!task->transposed], column = p->weight_stride[task->transposed];
-    for (int64_t at = begin; at < end; at++)
-        for (int64_t m = 0; m < p->k; m++)
-            for (int64_t r = 0; r < rows; r++)
-                for (int64_t j = 0; j < NR; j++) {
-                    int64_t c = at * NR + j;
-                    task->panels[((at * p->k + m) * rows + r) * NR + j] =
-                        c < columns ? p->weight[r * row + c * column + m * p->weight_stride[2]] : 0;
+    for (int64_t at = begin; at < end; at++) {
+        int64_t first = at * NR, here = columns - first < NR ? columns - first : NR;
+        for (int64_t r0 = 0; r0 < rows; r0 += T)
+            for (int64_t m = 0; m < p->k; m++)
+                for (int64_t r = r0; r < r0 + T && r < rows; r++) {
+                    const float *from = p->weight + r * row + first * column + m * p->weight_stride[2];
+                    float *restrict to = task->panels + ((at * p->k + m) * rows + r) * NR;
+                    for (int64_t j = 0; j < here; j++) to[j] = from[j * column];
+                    for (int64_t j = here; j < NR; j++) to[j] = 0;
                 }
+    }
 }
 
 /* Return the rows of an image, and their stride. */
@@ -105,7 +110,7 @@ static void forward_block(const SlotsTask *task, int64_t first, float *rows, flo
                                  p->channels, &stride);
         for (int64_t m = 0; m < p->k; m++) {
             int64_t at = (task->first_image * p->queries + first + r) * p->k + m;
-            hold(rows, r, m * p->channels, x + p->index[at] * stride, p->channels, rho_at(p, at));
+            hold(rows, r, m * p->channels, x + p->index[at] * stride, p->channels, rho_at(p, at), 0);
         }
     }
     begin_with(p, task->first_image * p->queries + first, count, out, width);
@@ -122,11 +127,11 @@ static void forward_block(const SlotsTask *task, int64_t first, float *rows, flo
 static void forward_blocks(int64_t begin, int64_t end, void *context) {
     SlotsTask *task = context;
     const struct convnn_slots *p = task->p;
-    int64_t held = held_floats(p->k * p->channels);
-    float *memory = calloc((size_t)(held + BLOCK * padded(p->out)), sizeof(float));
+    int64_t size = held_floats(p->k * p->channels);
+    float *memory = calloc((size_t)(size + BLOCK * padded(p->out)), sizeof(float));
     if (!memory) { task->failed = CONVNN_NO_MEMORY; return; }
     for (int64_t i = begin; i < end; i++)
-        forward_block(task, i * BLOCK, memory, memory + held);
+        forward_block(task, i * BLOCK, memory, memory + size);
     free(memory);
 }
 

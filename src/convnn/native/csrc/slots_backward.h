@@ -26,15 +26,15 @@ static int64_t slots_at_a_time(const struct convnn_slots *p) {
 }
 
 typedef struct {
-    float *T, *rows;        /* (BLOCK, slots C_out), and the same held for a product */
+    float *T;               /* (BLOCK, slots C_out), held for a product */
     float *dx, *x, *tile;   /* (BLOCK, padded(C_in)), the same, (MR, padded(C_in)) */
 } BackwardMemory;
 
 /* T of the rows first .. first + count of a group of images, numbered through, and some slots. */
 static void sum_gradients(const SlotsTask *task, int64_t first, int64_t count, int64_t slot, int64_t slots, float *T) {
     const struct convnn_slots *p = task->p;
-    int64_t stride, width = slots * p->out, pairs = p->queries * p->k;
-    memset(T, 0, (size_t)(count * width) * sizeof(float));
+    int64_t stride, pairs = p->queries * p->k;
+    for (int64_t k = 0; k < slots * p->out; k += SPAN) memset(held(T, 0, k), 0, (size_t)(count * STRIDE) * sizeof(float));
     for (int64_t r = 0; r < count; r++) {
         int64_t local = (first + r) / p->values, j = (first + r) % p->values, image = task->first_image + local;
         const float *g = rows_of(p->grad, p->grad_stride, task->g, image, local, p->queries, p->out, &stride);
@@ -42,10 +42,7 @@ static void sum_gradients(const SlotsTask *task, int64_t first, int64_t count, i
         for (int32_t e = starts[j]; e < starts[j + 1]; e++) {
             int64_t n = entries[e] / (int32_t)p->k, m = entries[e] % (int32_t)p->k - slot;
             if (m < 0 || m >= slots) continue;
-            float factor = rho_at(p, image * pairs + entries[e]);
-            float *restrict to = T + r * width + m * p->out;
-            const float *from = g + n * stride;
-            for (int64_t o = 0; o < p->out; o++) to[o] += factor * from[o];
+            hold(T, r, m * p->out, g + n * stride, p->out, rho_at(p, image * pairs + entries[e]), 1);
         }
     }
 }
@@ -58,7 +55,7 @@ static void add_outer(BackwardMemory *memory, int64_t K, int64_t wide, int64_t c
         float *to = grad_weight + row * wide, *tile = rows < MR ? memory->tile : to;
         if (rows < MR) memcpy(tile, to, (size_t)(rows * wide) * sizeof(float));
         for (int64_t column = 0; column < wide; column += NR)
-            add_transposed(memory->T + row, K, memory->x + column, wide, count, tile + column, wide);
+            add_transposed(held(memory->T, 0, row), STRIDE, memory->x + column, wide, count, tile + column, wide);
         if (rows < MR) memcpy(to, tile, (size_t)(rows * wide) * sizeof(float));
     }
 }
@@ -80,10 +77,8 @@ static void backward_block(const SlotsTask *task, int64_t first, BackwardMemory 
     for (int64_t slot = 0; slot < p->k; slot += step) {
         int64_t slots = p->k - slot < step ? p->k - slot : step, K = slots * p->out;
         sum_gradients(task, first, count, slot, slots, memory->T);
-        if (p->grad_value) {
-            for (int64_t r = 0; r < count; r++) hold(memory->rows, r, 0, memory->T + r * K, K, 1);
-            add_block(memory->rows, blocks, K, task->panels, p->k * p->out, slot * p->out, memory->dx, wide);
-        }
+        if (p->grad_value)
+            add_block(memory->T, blocks, K, task->panels, p->k * p->out, slot * p->out, memory->dx, wide);
         if (p->grad_weight) add_outer(memory, K, wide, count, grad_weight + slot * p->out * wide);
     }
     for (int64_t r = 0; p->grad_value && r < count;) {
@@ -101,11 +96,11 @@ static void backward_parts(int64_t begin, int64_t end, void *context) {
     SlotsTask *task = context;
     const struct convnn_slots *p = task->p;
     int64_t width = slots_at_a_time(p) * p->out, wide = padded(p->channels);
-    int64_t tokens = BLOCK * width + MR, held = held_floats(width);
-    float *memory = calloc((size_t)(tokens + held + (2 * BLOCK + MR) * wide), sizeof(float));
+    int64_t size = held_floats(width);
+    float *memory = calloc((size_t)(size + (2 * BLOCK + MR) * wide), sizeof(float));
     if (!memory) { task->failed = CONVNN_NO_MEMORY; return; }
-    float *dx = memory + tokens + held;
-    BackwardMemory parts = {memory, memory + tokens, dx, dx + BLOCK * wide, dx + 2 * BLOCK * wide};
+    float *dx = memory + size;
+    BackwardMemory parts = {memory, dx, dx + BLOCK * wide, dx + 2 * BLOCK * wide};
     int64_t total = blocks_of(task->count * p->values);
     for (int64_t part = begin; part < end; part++)
         for (int64_t i = total * part / task->parts; i < total * (part + 1) / task->parts; i++)
@@ -113,18 +108,19 @@ static void backward_parts(int64_t begin, int64_t end, void *context) {
     free(memory);
 }
 
-/* Add the parts' gradients of the matrices, in order. */
+/* Add the parts' gradients of the matrices, in order, for some outputs. */
 static void reduce_weight(int64_t begin, int64_t end, void *context) {
     SlotsTask *task = context;
     const struct convnn_slots *p = task->p;
-    int64_t wide = padded(p->channels), size = grad_weight_floats(p);
-    for (int64_t row = begin; row < end; row++) {
-        float *restrict total = task->grad_weight + row * wide;
+    int64_t wide = padded(p->channels), size = grad_weight_floats(p), slot = p->out * wide;
+    const int64_t *stride = p->grad_weight_stride;
+    for (int64_t o = begin; o < end; o++) {
+        float *restrict total = task->grad_weight + o * wide, *to = p->grad_weight + o * stride[0];
         for (int64_t part = 1; part < task->parts; part++)
-            for (int64_t c = 0; c < p->channels; c++) total[c] += task->grad_weight[part * size + row * wide + c];
-        int64_t m = row / p->out, o = row % p->out;
-        for (int64_t c = 0; c < p->channels; c++)
-            p->grad_weight[o * p->grad_weight_stride[0] + c * p->grad_weight_stride[1] + m * p->grad_weight_stride[2]] = total[c];
+            for (int64_t m = 0; m < p->k; m++)
+                for (int64_t c = 0; c < p->channels; c++) total[m * slot + c] += total[part * size + m * slot + c];
+        for (int64_t c = 0; c < p->channels; c++) /* the slots are neighbours in memory */
+            for (int64_t m = 0; m < p->k; m++) to[c * stride[1] + m * stride[2]] = total[m * slot + c];
     }
 }
 
@@ -132,16 +128,16 @@ static void reduce_weight(int64_t begin, int64_t end, void *context) {
 static void rho_blocks(int64_t begin, int64_t end, void *context) {
     SlotsTask *task = context;
     const struct convnn_slots *p = task->p;
-    int64_t blocks = blocks_of(p->queries), wide = padded(p->channels), held = held_floats(p->out), x_stride, g_stride;
-    float *rows = calloc((size_t)(held + BLOCK * wide), sizeof(float));
+    int64_t blocks = blocks_of(p->queries), wide = padded(p->channels), size = held_floats(p->out), x_stride, g_stride;
+    float *rows = calloc((size_t)(size + BLOCK * wide), sizeof(float));
     if (!rows) { task->failed = CONVNN_NO_MEMORY; return; }
-    float *projected = rows + held;
+    float *projected = rows + size;
     for (int64_t i = begin; i < end; i++) {
         int64_t local = i / blocks, image = task->first_image + local, first = i % blocks * BLOCK;
         int64_t count = p->queries - first < BLOCK ? p->queries - first : BLOCK;
         const float *x = rows_of(p->value, p->value_stride, task->x, image, local, p->values, p->channels, &x_stride);
         const float *g = rows_of(p->grad, p->grad_stride, task->g, image, local, p->queries, p->out, &g_stride);
-        for (int64_t r = 0; r < count; r++) hold(rows, r, 0, g + (first + r) * g_stride, p->out, 1);
+        for (int64_t r = 0; r < count; r++) hold(rows, r, 0, g + (first + r) * g_stride, p->out, 1, 0);
         for (int64_t m = 0; m < p->k; m++) {
             memset(projected, 0, (size_t)(BLOCK * wide) * sizeof(float));
             add_block(rows, (count + MR - 1) / MR, p->out, task->panels, p->k * p->out, m * p->out, projected, wide);
@@ -185,7 +181,7 @@ static int slot_mix_backward(const struct convnn_slots *p) {
             }
             if (p->grad_rho) run_range(task.count * blocks_of(p->queries), rho_blocks, &task, &task.failed);
         }
-        if (p->grad_weight && !task.failed) run_range(p->k * p->out, reduce_weight, &task, &task.failed);
+        if (p->grad_weight && !task.failed) run_range(p->out, reduce_weight, &task, &task.failed);
     } else
         task.failed = CONVNN_NO_MEMORY;
     free(memory);
