@@ -160,11 +160,33 @@ def neighbours(k: int | None) -> str:
     return "full" if k is None else f"k = {k}"
 
 
+def study(name: str) -> str:
+    """Return the table of a study: accuracy, its difference to the baseline, and what a variant costs."""
+    found = record(name)
+    rows = []
+    for variant in found["variants"]:
+        spread = "" if variant["std"] is None else f" ± {100 * variant['std']:.2f}"
+        apart = variant["difference"]
+        between = "" if apart is None else f"{100 * apart['mean']:+.2f}"
+        if apart is not None and apart["low"] is not None:
+            between += f" ({100 * apart['low']:+.2f} to {100 * apart['high']:+.2f})"
+        sizes = (f"{variant['parameters'] / 1e6:.2f} M", f"{variant['flops'] / 1e6:,.0f} M")
+        accuracy = f"{100 * variant['mean']:.2f}{spread}"
+        minutes = f"{variant['training_seconds'] / 60:.0f}"
+        rows.append([f"`{variant['name']}`", str(variant["n"]), accuracy, between, *sizes, minutes])
+    head = ["layers", "runs", "test accuracy, %", f"difference to `{found['baseline']}` (95 %)", "parameters", "FLOPs"]
+    return table([*head, "minutes"], rows)
+
+
 def records() -> str:
     """Return the list of all records: when, where and by which command each was made."""
     rows = []
     for path in sorted((ROOT / "results").glob("*.json")):
         made = record(path.stem)
+        if "variants" in made:  # a comparison of runs
+            threads = sorted({each for variant in made["variants"] for each in variant["threads"]})
+            made = {**made["provenance"], "threads": int(threads[-1]), "instructions": made["provenance"]["system"]}
+            made |= {"processor": made["machine"], "date": made["date"][:10]}
         where = f"{made['processor']}, {made['instructions']}, {made['threads']} thread{'s' * (made['threads'] > 1)}"
         rows.append([f"`{path.name}`", made["date"], where, f"torch {made['torch']}", f"`{made['command']}`"])
     return table(["record", "date", "machine", "version", "command"], rows)

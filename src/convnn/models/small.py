@@ -92,8 +92,8 @@ class SmallResNet(_SmallNet):
 
     x ``(B, in_channels, H, W)`` -> logits ``(B, num_classes)``, H and W at least 8. ``stem`` has two 3x3 convolutions
     at full resolution, to ``widths[0]`` and ``widths[1]`` channels, and maximum pooling by 2. ``body`` has a residual
-    3x3 convolution, then a stage for each further width: a 3x3 convolution, maximum pooling by 2, and two residual 3x3
-    convolutions. Maximum pooling and one linear layer follow, whose results are divided by 8. All 3x3 convolutions have
+    3x3 convolution, then a stage for each further width: a 3x3 convolution, maximum pooling by 2, and a residual 3x3
+    convolution. Maximum pooling and one linear layer follow, whose results are divided by 8. All 3x3 convolutions have
     stride 1 and padding 1; ``create_model`` replaces those of ``body``.
 
     >>> import torch
@@ -110,7 +110,7 @@ class SmallResNet(_SmallNet):
         *,
         in_channels: int = 3,
         num_classes: int = 10,
-        widths: Sequence[int] = (24, 32, 96, 192),
+        widths: Sequence[int] = (16, 32, 128, 192),
         global_pool: str = "max",
     ) -> None:
         checks.whole("in_channels", in_channels, fix="raise it")
@@ -119,10 +119,7 @@ class SmallResNet(_SmallNet):
         for width in widths:
             checks.whole("widths", width, fix="raise it")
         stem = nn.Sequential(*_block(in_channels, widths[0], nn.GELU()), *_pooled(widths[0], widths[1]))
-        stages = (
-            nn.Sequential(*_pooled(before, after), _Residual(after), _Residual(after))
-            for before, after in pairwise(widths[1:])
-        )
+        stages = (nn.Sequential(*_pooled(before, after), _Residual(after)) for before, after in pairwise(widths[1:]))
         body = nn.Sequential(_Residual(widths[1]), *stages)
         super().__init__(stem, body, widths[-1], num_classes=num_classes, global_pool=global_pool)
 
