@@ -108,16 +108,34 @@ def test_label_smoothing_is_for_training_alone():
     assert classifier.metric("val_loss").compute().item() == pytest.approx(plain)
 
 
-def test_a_mirrored_evaluation_is_of_the_mean_of_two_logits():
+def shifted(x, rows, columns):
+    """Move images by so many pixels, the border filled by reflection: pixel by pixel."""
+    height, width = x.shape[2:]
+    moved = torch.empty_like(x)
+    for i in range(height):
+        for j in range(width):
+            row, column = abs(i - rows), abs(j - columns)
+            row, column = min(row, 2 * (height - 1) - row), min(column, 2 * (width - 1) - column)
+            moved[:, :, i, j] = x[:, :, row, column]
+    return moved
+
+
+@pytest.mark.parametrize("views", ["mirrored", "shifted"])
+def test_an_evaluation_is_of_the_mean_logits_of_several_views(views):
     torch.manual_seed(0)
     optimisation = Optimisation(warmup=0.0)
     model, batch = network(), (torch.randn(4, 1, 3, 3), torch.tensor([0, 1, 2, 0]))
-    classifier = Classifier(model, num_classes=3, optimisation=optimisation, mirrored=True)
+    classifier = Classifier(model, num_classes=3, optimisation=optimisation, views=views)
     other = Classifier(model, num_classes=3, optimisation=optimisation)
     assert torch.equal(classifier.training_step(batch, 0), other.training_step(batch, 0))
     for stage in ("val", "test"):
         getattr(classifier, "validation_step" if stage == "val" else "test_step")(batch, 0)
-        expected = F.cross_entropy((model(batch[0]) + model(batch[0].flip(3))) / 2, batch[1]).item()
+        x = batch[0]
+        logits = (model(x) + model(x.flip(3))) / 2
+        if views == "shifted":
+            moved = [model(y) + model(y.flip(3)) for y in (shifted(x, 1, 1), shifted(x, -1, -1))]
+            logits = logits / 2 + sum(moved) / 8
+        expected = F.cross_entropy(logits, batch[1]).item()
         assert classifier.metric(f"{stage}_loss").compute().item() == pytest.approx(expected)
         assert expected != pytest.approx(F.cross_entropy(model(batch[0]), batch[1]).item())
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import DivergedError, invalid, missing_extra
 from .optimizer import Optimisation, make_optimizer, make_schedule
 from .randomness import COMPUTING, mixed_seed, seed_epoch, seed_step
+from .views import mean_logits
 
 try:
     from lightning.pytorch import LightningModule
@@ -36,7 +37,7 @@ class Classifier(LightningModule):
 
     Every step starts from random states made of ``seed``, the epoch and the step, so that a run that is resumed goes
     on exactly as the uninterrupted one, on any number of processes. ``average`` is a moving average of the weights,
-    which is then what is evaluated; with ``mirrored`` the mean of the logits of an image and its mirror image is.
+    which is then what is evaluated, by the mean logits of the ``views`` of an image (``views.mean_logits``).
     ``summary`` holds the last epoch's numbers by name (``val_accuracy``, ...); each is a mean over images, whatever
     the size of the batches.
     """
@@ -50,13 +51,13 @@ class Classifier(LightningModule):
         seed: int = 0,
         average: ModelEmaV3 | None = None,
         channels_last: bool = False,
-        mirrored: bool = False,
+        views: str = "one",
     ) -> None:
         super().__init__()
         self.model = model
         self.average = average
         self.channels_last = channels_last
-        self.mirrored = mirrored
+        self.views = views
         self.optimisation = optimisation
         self.seed = seed
         self.summary: dict[str, float] = {}
@@ -106,9 +107,7 @@ class Classifier(LightningModule):
         images, labels = batch
         if len(labels) == 0:  # this process's share of a small last batch
             return
-        logits = self._logits(images)
-        if self.mirrored:
-            logits = (logits + self._logits(images.flip(-1))) / 2
+        logits = mean_logits(self._logits, images, self.views)
         self._count(stage, F.cross_entropy(logits, labels), (logits, labels), where=(images, batch_index))
 
     def _shared(self, loss: Tensor, logits: Tensor, batch: Batch, batch_index: int) -> Tensor:

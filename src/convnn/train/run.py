@@ -142,7 +142,7 @@ class _Run:
             seed=settings.seed,
             average=average,
             channels_last=settings.channels_last,
-            mirrored=settings.mirrored,
+            views=settings.views,
         )
 
     def _prepare_folder(self, data: ImageData) -> None:

@@ -86,7 +86,7 @@ class TrainSettings:
     # Data
     resident: str = option("auto", "keep decoded images in memory: auto (up to 4 GiB), yes or no (workers read them)")
     flip: bool = option(False, "mirror half of the training images (batched; beside --augment)")
-    mirrored: bool = option(False, "validate and test by the mean of the logits of an image and of its mirror image")
+    views: str = option("one", "validate and test by the mean logits of one view, or of several: mirrored or shifted")
     pad_crop: int = option(0, "translate training images by up to so many pixels, the border by reflection")
     cutout: int = option(0, "side of a square that is cut out of every training image, in pixels")
     normalize: str = option("model", "mean and deviation: the model's, or data: those of the training images")

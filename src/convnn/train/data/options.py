@@ -10,18 +10,19 @@ from ...errors import invalid, unknown_name
 RESIDENT = ("auto", "yes", "no")
 BAD_IMAGES = ("stop", "skip")
 NORMALIZE = ("model", "data")
+VIEWS = ("one", "mirrored", "shifted")
 
 
 def check_data_options(settings: Any) -> None:
     """Raise ConvNNError for the first of the data's options that is wrong; nothing is read."""
-    for field, allowed in (("resident", RESIDENT), ("bad_images", BAD_IMAGES), ("normalize", NORMALIZE)):
+    words = (("resident", RESIDENT), ("bad_images", BAD_IMAGES), ("normalize", NORMALIZE), ("views", VIEWS))
+    for field, allowed in words:
         if getattr(settings, field) not in allowed:
             raise unknown_name(field, getattr(settings, field), allowed)
     for field in ("pad_crop", "cutout"):
         check_whole(field, getattr(settings, field), 0)
-    for field in ("flip", "mirrored"):
-        if not isinstance(getattr(settings, field), bool):
-            raise invalid(field, "true or false", repr(getattr(settings, field)), "use one of these")
+    if not isinstance(settings.flip, bool):
+        raise invalid("flip", "true or false", repr(settings.flip), "use one of these")
     if settings.resident == "yes" and settings.augment == "strong":
         fix = "use --resident auto, or --augment light with --flip, --pad-crop and --cutout"
         raise invalid("resident", "auto or no with augment strong (which changes images one by one)", "'yes'", fix)
