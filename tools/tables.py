@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/benchmarks.md", "results/README.md")
+PAGES = ("README.md", "docs/benchmarks.md", "docs/studies.md", "results/README.md")
 MARKED = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 SHAPES = ("16x64x32", "16x128x16", "8x64x56", "8x128x28", "8x256x14", "8x512x7", "1x64x256")
@@ -207,6 +207,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "memory": memory,
     "recall": recall,
     "recall-costs": recall_costs,
+    "cifar10-fast": lambda: study("cifar10_fast"),
     "records": records,
 }
 
