@@ -36,6 +36,8 @@ def _copy(source: Path, target: Path, study: Path) -> None:
 
 def main() -> None:
     """Keep the runs of the studies that are named."""
+    if len(sys.argv) == 1:
+        sys.exit(f"Name the folder of a study. {__doc__}")
     for name in sys.argv[1:]:
         kept = keep(Path(name).absolute(), ROOT / "results")
         print(f"{name}: {len(kept)} runs kept in results/runs")

@@ -116,6 +116,7 @@ def test_resuming_nothing(tmp_path):
         ({"devices": "0"}, "devices: expected auto or a whole number of at least 1, got '0'"),
         ({"devices": "4", "batch_size": 3}, "batch_size: expected at least 4, an image for each process, got 3"),
         ({"schedule": "cosin"}, "schedule: expected one of .* did you mean 'cosine'"),
+        ({"views": "mirrord"}, "views: expected one of 'one', 'mirrored', 'shifted', got 'mirrord'; did you mean"),
         ({"strategy": "dp"}, "strategy: expected one of 'auto', 'ddp', 'fsdp', got 'dp'"),
         ({"layer_decay": 1.5}, "layer_decay: expected a number above 0 and at most 1, got 1.5"),
         ({"max_steps": 0}, "max_steps: expected a whole number of at least 1, got 0"),

@@ -15,6 +15,7 @@ ACCELERATORS = ("auto", "cpu", "gpu", "mps", "tpu")
 PRECISIONS = ("32", "64", "bf16-mixed", "16-mixed")
 SCHEDULES = ("cosine", "linear", "constant")
 STRATEGIES = ("auto", "ddp", "fsdp")
+VIEWS = ("one", "mirrored", "shifted")
 ANY_LIMIT = math.inf
 WHOLE = {
     "k": 1, "epochs": 1, "eval_every": 1, "batch_size": 1, "accumulate": 1, "seed": 0, "workers": 0, "num_nodes": 1,
@@ -69,6 +70,7 @@ def check_settings(settings: Any) -> None:
         ("precision", PRECISIONS),
         ("schedule", SCHEDULES),
         ("strategy", STRATEGIES),
+        ("views", VIEWS),
     ):
         if getattr(settings, field) not in allowed:
             raise unknown_name(field, getattr(settings, field), allowed)

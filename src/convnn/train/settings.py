@@ -79,6 +79,7 @@ class TrainSettings:
     ema_warmup: bool = option(False, "let that decay rise from 0")
     freeze: tuple[str, ...] | str = option("", "weights not to train: patterns of their names, e.g. stem.*,stages.0.*")
     weights: str = option("", "file of the model's pretrained weights, in place of timm's download")
+    views: str = option("one", "validate and test by the mean logits of one view, or of several: mirrored or shifted")
     seed: int = option(0, "seed of the weights, the splits, the batches and the augmentation")
     seeds: tuple[int, ...] | str = option("", "several runs, e.g. 0,1,2: each in seed-N of --out, summed up in --out")
     # where and how it runs
@@ -86,7 +87,6 @@ class TrainSettings:
     # Data
     resident: str = option("auto", "keep decoded images in memory: auto (up to 4 GiB), yes or no (workers read them)")
     flip: bool = option(False, "mirror half of the training images (batched; beside --augment)")
-    views: str = option("one", "validate and test by the mean logits of one view, or of several: mirrored or shifted")
     pad_crop: int = option(0, "translate training images by up to so many pixels, the border by reflection")
     cutout: int = option(0, "side of a square that is cut out of every training image, in pixels")
     normalize: str = option("model", "mean and deviation: the model's, or data: those of the training images")

@@ -77,17 +77,28 @@ static inline float *held(float *rows, int64_t r, int64_t k) { return rows + (k 
 
 static int64_t held_floats(int64_t K) { return (K + SPAN - 1) / SPAN * BLOCK * STRIDE; }
 
-/* Set columns k .. k + count of row r to source times factor, or with `added` add that to them. */
-static inline void hold(float *rows, int64_t r, int64_t k, const float *source, int64_t count, float factor, int added) {
+/* Columns k .. k + count of row r, where they are held: source times factor, plus what was there or not. */
+static inline __attribute__((always_inline)) void put(float *rows, int64_t r, int64_t k, const float *source,
+                                                      int64_t count, float factor, int sum) {
     vf times = vf_all(factor), none = vf_all(-0.0f); /* which changes no product, not even one of -0 */
     while (count > 0) {
         int64_t part = SPAN - k % SPAN < count ? SPAN - k % SPAN : count, c = 0;
         float *restrict to = held(rows, r, k);
         for (; c + VF_LANES <= part; c += VF_LANES)
-            vf_store(to + c, vf_fma(times, vf_load(source + c), added ? vf_load(to + c) : none));
-        for (; c < part; c++) to[c] = factor * source[c] + (added ? to[c] : -0.0f);
+            vf_store(to + c, vf_fma(times, vf_load(source + c), sum ? vf_load(to + c) : none));
+        for (; c < part; c++) to[c] = factor * source[c] + (sum ? to[c] : -0.0f);
         k += part, source += part, count -= part;
     }
+}
+
+/* Hold columns k .. k + count of row r: source times factor. */
+static inline void hold(float *rows, int64_t r, int64_t k, const float *source, int64_t count, float factor) {
+    put(rows, r, k, source, count, factor, 0);
+}
+
+/* Add source times factor to columns k .. k + count of row r. */
+static inline void add_held(float *rows, int64_t r, int64_t k, const float *source, int64_t count, float factor) {
+    put(rows, r, k, source, count, factor, 1);
 }
 
 /* out[0:count] = start + the sum over m < k of rows[m], times factors[m]; a start of zeros and factors of one where

@@ -110,7 +110,7 @@ static void forward_block(const SlotsTask *task, int64_t first, float *rows, flo
                                  p->channels, &stride);
         for (int64_t m = 0; m < p->k; m++) {
             int64_t at = (task->first_image * p->queries + first + r) * p->k + m;
-            hold(rows, r, m * p->channels, x + p->index[at] * stride, p->channels, rho_at(p, at), 0);
+            hold(rows, r, m * p->channels, x + p->index[at] * stride, p->channels, rho_at(p, at));
         }
     }
     begin_with(p, task->first_image * p->queries + first, count, out, width);

@@ -42,7 +42,7 @@ static void sum_gradients(const SlotsTask *task, int64_t first, int64_t count, i
         for (int32_t e = starts[j]; e < starts[j + 1]; e++) {
             int64_t n = entries[e] / (int32_t)p->k, m = entries[e] % (int32_t)p->k - slot;
             if (m < 0 || m >= slots) continue;
-            hold(T, r, m * p->out, g + n * stride, p->out, rho_at(p, image * pairs + entries[e]), 1);
+            add_held(T, r, m * p->out, g + n * stride, p->out, rho_at(p, image * pairs + entries[e]));
         }
     }
 }
@@ -137,7 +137,7 @@ static void rho_blocks(int64_t begin, int64_t end, void *context) {
         int64_t count = p->queries - first < BLOCK ? p->queries - first : BLOCK;
         const float *x = rows_of(p->value, p->value_stride, task->x, image, local, p->values, p->channels, &x_stride);
         const float *g = rows_of(p->grad, p->grad_stride, task->g, image, local, p->queries, p->out, &g_stride);
-        for (int64_t r = 0; r < count; r++) hold(rows, r, 0, g + (first + r) * g_stride, p->out, 1, 0);
+        for (int64_t r = 0; r < count; r++) hold(rows, r, 0, g + (first + r) * g_stride, p->out, 1);
         for (int64_t m = 0; m < p->k; m++) {
             memset(projected, 0, (size_t)(BLOCK * wide) * sizeof(float));
             add_block(rows, (count + MR - 1) / MR, p->out, task->panels, p->k * p->out, m * p->out, projected, wide);

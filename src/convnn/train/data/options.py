@@ -10,13 +10,11 @@ from ...errors import invalid, unknown_name
 RESIDENT = ("auto", "yes", "no")
 BAD_IMAGES = ("stop", "skip")
 NORMALIZE = ("model", "data")
-VIEWS = ("one", "mirrored", "shifted")
 
 
 def check_data_options(settings: Any) -> None:
     """Raise ConvNNError for the first of the data's options that is wrong; nothing is read."""
-    words = (("resident", RESIDENT), ("bad_images", BAD_IMAGES), ("normalize", NORMALIZE), ("views", VIEWS))
-    for field, allowed in words:
+    for field, allowed in (("resident", RESIDENT), ("bad_images", BAD_IMAGES), ("normalize", NORMALIZE)):
         if getattr(settings, field) not in allowed:
             raise unknown_name(field, getattr(settings, field), allowed)
     for field in ("pad_crop", "cutout"):
