@@ -75,6 +75,16 @@ def test_a_study_runs_what_is_left_and_compares(study, tmp_path):
     assert again.ends == [("conv/seed-1", "")]
 
 
+def test_settings_and_results_are_all_that_a_finished_run_needs(study, tmp_path):
+    """What tools/keep_runs.py keeps: another machine goes on from there."""
+    whole = sweep(study, watch=Watch(), pool=in_turn)
+    for path in (tmp_path / "out").glob("*/seed-*/*"):
+        if path.name not in ("settings.yaml", "result.json"):
+            path.unlink()
+    again = sweep(study, watch=Watch(), pool=lambda *_: pytest.fail("a finished run is run again"))
+    assert [variant["values"] for variant in again["variants"]] == [variant["values"] for variant in whole["variants"]]
+
+
 def test_a_folder_with_other_settings_is_refused(study, tmp_path):
     sweep(study, watch=Watch(), pool=in_turn)
     path = tmp_path / "tiny.yaml"
