@@ -18,7 +18,9 @@ SHAPES = ("16x64x32", "16x128x16", "8x64x56", "8x128x28", "8x256x14", "8x512x7",
 LAYERS = {"`Random(32)`": "random 32", "`Grid(5)`": "grid 5", "all candidates": "all"}
 RECOVERED = "recovered convolution"
 PASSES = {"forward": "forward", "training": "forward+backward"}
-OPERATOR = "operator-cpu"
+OPERATOR = "operator-cpu-avx2"
+FAISS = "search-faiss-avx2"
+OPERATOR_AVX512 = "operator-cpu"
 
 
 def record(name: str) -> dict[str, Any]:
@@ -83,9 +85,10 @@ def by_shape(columns: dict[str, str], name: str = OPERATOR) -> str:
     return table(head, rows)
 
 
-def against_convolution() -> str:
+def against_convolution(name: str = OPERATOR) -> str:
     """Return the table of layers beside nn.Conv2d."""
-    return by_shape({label: f"{case} vs conv" for label, case in LAYERS.items()} | {RECOVERED: "recovered conv"})
+    columns = {label: f"{case} vs conv" for label, case in LAYERS.items()} | {RECOVERED: "recovered conv"}
+    return by_shape(columns, name)
 
 
 def against_plain() -> str:
@@ -102,15 +105,17 @@ def in_process() -> str:
     return table(["shape", *PASSES], rows)
 
 
-def by_case(*prefixes: str, passes: Sequence[str] = tuple(PASSES)) -> str:
+def by_case(*prefixes: str, passes: Sequence[str] = tuple(PASSES), name: str = OPERATOR) -> str:
     """Return a table of cases, in every pass named: milliseconds of both sides, and the ratio."""
-    cases = record(OPERATOR)["cases"]
+    cases = record(name)["cases"]
+    if name == OPERATOR:
+        cases |= record(FAISS)["cases"]
     head = ["case", "compared with", *(f"{passed}{unit}" for passed in passes for unit in (", ms", ", ratio"))]
     rows = []
-    for name, case in cases.items():
-        if not name.startswith(prefixes):
+    for measured, case in cases.items():
+        if not measured.startswith(prefixes):
             continue
-        row = [name, case["against"]]
+        row = [measured, case["against"]]
         for passed in passes:
             timed = case.get(PASSES[passed])
             row.append(f"{timed['ours_ms']:,.1f} / {timed['theirs_ms']:,.1f}" if timed else "")
@@ -195,15 +200,18 @@ def records() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "summary": summary,
     "convolution": against_convolution,
+    "convolution-avx512": lambda: against_convolution(OPERATOR_AVX512),
     "in-process": in_process,
     "floor": lambda: by_shape({"all candidates": "all vs floor"}),
     "plain": against_plain,
     "plain-tuned": lambda: by_shape({"all candidates": "all vs plain"}, "operator-cpu-tuned"),
     "pytorch": lambda: by_shape({"all candidates": "all vs PyTorch"}),
     "attention": lambda: by_case("attention", "recovered attention"),
+    "attention-avx512": lambda: by_case("attention", "recovered attention", name=OPERATOR_AVX512),
     "search": lambda: by_case("search vs", "exact search", passes=["forward"]),
     "sharing": lambda: by_case("shared search", "depthwise", "sum"),
     "resnet50": lambda: by_case("ResNet-50"),
+    "resnet50-avx512": lambda: by_case("ResNet-50", name=OPERATOR_AVX512),
     "memory": memory,
     "recall": recall,
     "recall-costs": recall_costs,
