@@ -29,7 +29,7 @@ def _small_resnet(*, num_classes: int, in_channels: int, image_size: int, global
 def _small_vit(*, num_classes: int, in_channels: int, image_size: int, global_pool: str = "avg") -> nn.Module:
     return small_transformer(
         num_classes=num_classes, in_channels=in_channels, image_size=image_size, patch=max(2, image_size // 8),
-        width=96, depth=4, global_pool=global_pool,
+        width=64, depth=4, global_pool=global_pool,
     )  # fmt: skip
 
 
