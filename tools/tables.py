@@ -160,6 +160,25 @@ def recall_costs() -> str:
     return table(["tokens", "attention", "`impl`", "seconds", "seconds / full", "MiB"], rows)
 
 
+def reading() -> str:
+    """Return the table of reading images of shards: images a second and memory over the tenths of each epoch."""
+    rows = []
+    tenths = record("data-shards")["rows"]
+    for epoch in sorted({row["epoch"] for row in tenths}):
+        found = [row for row in tenths if row["epoch"] == epoch]
+        rates, held = ([row[name] for row in found] for name in ("images_s", "mib"))
+        cells = [f"{min(values):,.0f} to {max(values):,.0f}" for values in (rates, held)]
+        rows.append([str(epoch + 1), f"{sum(row['images'] for row in found):,}", *cells])
+    return table(["epoch", "images", "images a second", "MiB of all processes"], rows)
+
+
+def in_memory() -> str:
+    """Return the table of reading a batch of images that are in memory, beside a training step."""
+    found = record("data-resident")
+    row = [f"{1e3 * found['read_s']:.1f}", f"{1e3 * found['step_s']:,.0f}", f"{100 * found['ratio']:.1f}"]
+    return table(["reading, ms", "training step, ms", "reading / step, %"], [row])
+
+
 def neighbours(k: int | None) -> str:
     """Return a number of neighbours in words."""
     return "full" if k is None else f"k = {k}"
@@ -215,6 +234,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "memory": memory,
     "recall": recall,
     "recall-costs": recall_costs,
+    "data-resident": in_memory,
+    "data-shards": reading,
     "cifar10-fast": lambda: study("cifar10_fast"),
     "records": records,
 }
