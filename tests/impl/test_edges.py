@@ -233,3 +233,17 @@ def test_small_and_empty(batch, tokens, k, name, impl):
         results = with_gradients(y, {"x": x, "weight": weight})
         assert all(part.isfinite().all() for part in results.values())
         assert batch > 0 or (results["gradient of weight"] == 0).all()
+
+
+@pytest.mark.parametrize("similarity", ["dot", "spatial"])
+def test_more_neighbours_than_the_corner_of_a_clipped_window_has(similarity, impl):
+    x = torch.randn(1, 16, 4, dtype=torch.float64)
+    options: dict[str, Any] = {"candidates": convnn.Window(3), "grid": (4, 4), "query_index": "same"}
+    options |= {"include_self": True, "similarity": similarity, "impl": impl}
+    assert convnn.knn_search(x, x, 4, **options).index.shape == (1, 16, 4)
+    with pytest.raises(ValueError, match=r"k: expected at most 4 .*has only 3 candidates beside itself.*, got 5"):
+        convnn.knn_search(x, x, 5, **options)
+    mask = torch.zeros(1, 16, dtype=torch.bool)
+    mask[0, 1] = True
+    with pytest.raises(ValueError, match=r"k: expected at most 3 "):
+        convnn.knn_search(x, x, 4, key_padding_mask=mask, **options)

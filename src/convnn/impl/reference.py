@@ -37,6 +37,9 @@ def _row(problem: Search, query: Tensor, key: Tensor, n: int, b: int) -> tuple[T
     if problem.include_self and self_index is not None:
         picked, allowed = [self_index], [j for j in allowed if j != self_index]
     count = problem.k - len(picked)
+    if not problem.every and count > len(allowed):
+        has = f"query {n} of sample {b} has only {len(allowed)} candidates{' beside itself' if picked else ''}"
+        raise ValueError(f"k: expected at most {len(picked) + len(allowed)} ({has}), got {problem.k}; lower k")
     if problem.similarity == "spatial":
         if self_index is None:
             raise ValueError("spatial similarity needs the queries' positions")
