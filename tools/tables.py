@@ -237,6 +237,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "data-resident": in_memory,
     "data-shards": reading,
     "cifar10-fast": lambda: study("cifar10_fast"),
+    "cifar10-vit-layers": lambda: study("cifar10_vit_layers"),
     "records": records,
 }
 
