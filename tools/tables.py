@@ -105,17 +105,15 @@ def in_process() -> str:
     return table(["shape", *PASSES], rows)
 
 
-def by_case(*prefixes: str, passes: Sequence[str] = tuple(PASSES), name: str = OPERATOR) -> str:
-    """Return a table of cases, in every pass named: milliseconds of both sides, and the ratio."""
-    cases = record(name)["cases"]
-    if name == OPERATOR:
-        cases |= record(FAISS)["cases"]
+def by_case(*prefixes: str, passes: Sequence[str] = tuple(PASSES), names: Sequence[str] = (OPERATOR,)) -> str:
+    """Return a table of the records' cases, in every pass named: milliseconds of both sides, and the ratio."""
+    cases = {case: times for name in names for case, times in record(name)["cases"].items()}
     head = ["case", "compared with", *(f"{passed}{unit}" for passed in passes for unit in (", ms", ", ratio"))]
     rows = []
-    for measured, case in cases.items():
-        if not measured.startswith(prefixes):
+    for name, case in cases.items():
+        if not name.startswith(prefixes):
             continue
-        row = [measured, case["against"]]
+        row = [name, case["against"]]
         for passed in passes:
             timed = case.get(PASSES[passed])
             row.append(f"{timed['ours_ms']:,.1f} / {timed['theirs_ms']:,.1f}" if timed else "")
@@ -226,11 +224,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "plain-tuned": lambda: by_shape({"all candidates": "all vs plain"}, "operator-cpu-tuned"),
     "pytorch": lambda: by_shape({"all candidates": "all vs PyTorch"}),
     "attention": lambda: by_case("attention", "recovered attention"),
-    "attention-avx512": lambda: by_case("attention", "recovered attention", name=OPERATOR_AVX512),
-    "search": lambda: by_case("search vs", "exact search", passes=["forward"]),
+    "attention-avx512": lambda: by_case("attention", "recovered attention", names=[OPERATOR_AVX512]),
+    "search": lambda: by_case("search vs", "exact search", passes=["forward"], names=[OPERATOR, FAISS]),
     "sharing": lambda: by_case("shared search", "depthwise", "sum"),
     "resnet50": lambda: by_case("ResNet-50"),
-    "resnet50-avx512": lambda: by_case("ResNet-50", name=OPERATOR_AVX512),
+    "resnet50-avx512": lambda: by_case("ResNet-50", names=[OPERATOR_AVX512]),
     "memory": memory,
     "recall": recall,
     "recall-costs": recall_costs,
